@@ -1,0 +1,244 @@
+"""What a layer is: one class in one file, from which shapes, forward, ONNX and documentation follow.
+
+A layer file states Caffe's rule and its source in the class docstring and fills in what differs from the
+defaults below. Nothing here or in a layer file imports torch at module level: shapes and ONNX export work without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from caffe_compat.errors import LayerError, UnknownLayerError, Where
+from caffe_compat.schema import pb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a net is built for.
+
+    Attributes:
+        phase: "TRAIN" or "TEST".
+        profile: "bvlc" (the last BVLC commit) or "dec2013".
+        dialect: the fork whose layer meanings take precedence, "" for none.
+        folder: paths inside the net (HDF5 lists, infogain matrices) are relative to it.
+        state: a free slot for layers that share something across the net (weights in "python_layers", ...).
+    """
+
+    phase: str = "TEST"
+    profile: str = "bvlc"
+    dialect: str = ""
+    folder: str = "."
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class OnnxWriter(Protocol):
+    """What a layer may do while it is written to ONNX; implemented in converters.onnx."""
+
+    opset: int
+    dynamic_batch: bool
+
+    def op(self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | int = 1, **attributes: Any) -> list[str]:
+        """Add a node; `outputs` names its outputs, or counts those to be named here. Returns their names."""
+
+    def constant(self, value: np.ndarray) -> str:
+        """Add an initializer that is not one of the net's weights. Returns its name."""
+
+    def array(self, blob: str) -> np.ndarray:
+        """The values of the weight named `blob`, for layers that must combine weights."""
+
+
+class Layer:
+    """Base of all layers. An instance belongs to one place in one net.
+
+    Life: `__init__` (parameters) -> `setup` (checks that need the bottoms' shapes) -> `blob_shapes`, `top_shapes`
+    -> any number of `forward`. `bottom_shapes` and `top_shapes_built` keep the shapes the net was built with,
+    `phase` is the net's unless the layer states one, `tops` counts the tops including those that Caffe adds.
+
+    Raises:
+        LayerError: from `setup` or the shape rules, with the line of the offending field.
+    """
+
+    TYPE: ClassVar[str]
+    """The V2 type string."""
+    V1: ClassVar[tuple[str, ...]] = ()
+    """Names in V1LayerParameter.LayerType."""
+    V0: ClassVar[tuple[str, ...]] = ()
+    """Type strings of generation V0."""
+    PARAM: ClassVar[str] = ""
+    """The field of LayerParameter with this layer's parameters; `self.p` is that message."""
+    PROFILES: ClassVar[tuple[str, ...]] = ("bvlc",)
+    """Profiles in which this class defines TYPE."""
+    DIALECTS: ClassVar[tuple[str, ...]] = ()
+    """Forks that define this layer so; () = BVLC Caffe itself."""
+    BOTTOMS: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most bottoms (None: any number)."""
+    TOPS: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most tops (None: any number)."""
+    AUTO_TOPS: ClassVar[bool] = False
+    """Caffe adds unnamed tops when the net gives fewer than TOPS asks for (loss layers)."""
+    BLOBS: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameter blobs in exported weights; further blobs are called by their index."""
+    INPLACE: ClassVar[bool] = False
+    """Caffe allows a top to be the bottom of the same position."""
+    LOSS: ClassVar[bool] = False
+    """The first top has loss_weight 1 unless the net says otherwise."""
+    BACKWARD: ClassVar[bool] = True
+    """Caffe has a backward pass for it."""
+
+    def __init__(
+        self, param: pb.LayerParameter, context: Context, locate: Callable[[str], Where] | None = None
+    ) -> None:
+        self.param = param
+        self.name: str = param.name
+        self.context = context
+        self.p: Any = getattr(param, self.PARAM) if self.PARAM else None
+        self._locate = locate or (lambda _field: Where())
+        self.phase = pb.Phase.Name(param.phase) if param.HasField("phase") else context.phase
+        self.bottom_shapes: list[Shape] = []
+        self.top_shapes_built: list[Shape] = []
+        self.tops = len(param.top)
+
+    # -- rules ---------------------------------------------------------------------------------------------
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        """Check parameters against the bottoms' shapes, once (Caffe's LayerSetUp)."""
+
+    def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        """Shapes of the parameter blobs, in Caffe's order."""
+        return []
+
+    def fillers(self) -> list[pb.FillerParameter]:
+        """How each parameter blob is initialised, as many as `blob_shapes` gives."""
+        return []
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        """Shapes of the tops (Caffe's Reshape); by default those of the first bottom."""
+        return [bottoms[0]] * self.tops
+
+    def macs(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        """Multiply-accumulates of one forward pass; 0 where they do not matter."""
+        return 0
+
+    def propagates(self, bottom: int) -> bool:
+        """Whether a gradient may flow to that bottom (loss layers: not to labels)."""
+        return True
+
+    # -- work ----------------------------------------------------------------------------------------------
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        """The tops. Shapes may differ from those of `setup` where the rule allows."""
+        raise NotImplementedError(self.TYPE)
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        """Add nodes that compute `tops` exactly, or refuse.
+
+        Raises:
+            ConversionError: ONNX has no exact form.
+        """
+        from caffe_compat.errors import ConversionError
+
+        raise ConversionError(
+            f"{self.TYPE} has no exact form in ONNX",
+            where=self.where(),
+            remedy="convert to PyTorch (.safetensors) or cut the net before this layer",
+        )
+
+    # -- saying what is wrong ------------------------------------------------------------------------------
+
+    def where(self, field: str = "") -> Where:
+        """The place of this layer, or of one of its fields (`pooling_param.pad`)."""
+        return self._locate(field).in_layer(self.name)
+
+    def error(self, what: str, *, field: str = "", remedy: str = "") -> LayerError:
+        """An error at this layer; `field` is the dotted path inside the layer."""
+        return LayerError(what, where=self.where(field), remedy=remedy)
+
+    def check(self, ok: bool, what: str, *, field: str = "", remedy: str = "") -> None:
+        """Raise LayerError unless `ok`."""
+        if not ok:
+            raise self.error(what, field=field, remedy=remedy)
+
+    def axis(self, axis: int, rank: int, field: str = "") -> int:
+        """A possibly negative axis as 0..rank-1 (Blob::CanonicalAxisIndex, blob.hpp)."""
+        self.check(
+            -rank <= axis < rank,
+            f"axis {axis} is out of range for a bottom with {rank} axes",
+            field=field,
+            remedy=f"use {-rank} to {rank - 1}",
+        )
+        return axis % rank if rank else 0
+
+    def has(self, field: str) -> bool:
+        """Whether the net states `field` of this layer's parameters (repeated: has entries)."""
+        descriptor = self.p.DESCRIPTOR.fields_by_name[field]
+        return bool(len(getattr(self.p, field))) if descriptor.is_repeated else self.p.HasField(field)
+
+
+L = TypeVar("L", bound=type[Layer])
+
+_REGISTRY: dict[tuple[str, str], type[Layer]] = {}
+"""(type, profile or dialect) -> layer."""
+
+
+def register(cls: L) -> L:
+    """Class decorator: make the layer known under its TYPE for its profiles and dialects.
+
+    Raises:
+        ValueError: another class already has that type in that profile or dialect.
+    """
+    for scope in cls.DIALECTS or cls.PROFILES:
+        other = _REGISTRY.setdefault((cls.TYPE, scope), cls)
+        if other is not cls and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{cls.TYPE} is already registered for {scope} by {other.__module__}")
+    return cls
+
+
+def load_all() -> None:
+    """Import every layer file once."""
+    if _REGISTRY.get(("", "loaded")) is None:
+        package = importlib.import_module("caffe_compat.layers")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"caffe_compat.layers.{module.name}")
+        _REGISTRY["", "loaded"] = Layer
+
+
+def registered() -> list[tuple[str, str, type[Layer]]]:
+    """(type, profile or dialect, class) of every layer, sorted."""
+    load_all()
+    return sorted((kind, scope, cls) for (kind, scope), cls in _REGISTRY.items() if kind)
+
+
+def find_layer(kind: str, context: Context, where: Where | None = None) -> type[Layer]:
+    """The class for a type string in a profile and dialect.
+
+    A dialect comes first, then the profile, then any fork that alone has the type.
+
+    Raises:
+        UnknownLayerError: nothing has that type, or several forks disagree about it.
+    """
+    load_all()
+    for scope in (context.dialect, context.profile):
+        if (kind, scope) in _REGISTRY:
+            return _REGISTRY[kind, scope]
+    forks = {cls.__qualname__: (scope, cls) for (k, scope), cls in _REGISTRY.items() if k == kind and cls.DIALECTS}
+    if len(forks) == 1:
+        return next(iter(forks.values()))[1]
+    raise _unknown(kind, context, sorted(scope for scope, _ in forks.values()), where or Where())
+
+
+def _unknown(kind: str, context: Context, forks: list[str], where: Where) -> UnknownLayerError:
+    if forks:
+        what = f'layer type "{kind}" means different things in {", ".join(forks)}'
+        return UnknownLayerError(what, where=where, remedy="name the dialect")
+    what = f'unknown layer type "{kind}" under profile {context.profile}'
+    return UnknownLayerError(what, where=where, remedy="register it with caffe_compat.register_layer")
