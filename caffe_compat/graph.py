@@ -33,7 +33,7 @@ class ParamKey(NamedTuple):
     """A parameter blob by the index of the node that owns it."""
 
     node: int
-    index: int
+    blob: int
 
 
 @dataclass(frozen=True)

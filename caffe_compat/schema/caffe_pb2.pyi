@@ -1,3 +1,4 @@
+# mypy: disable-error-code=type-arg
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -11,7 +12,6 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TRAIN: _ClassVar[Phase]
     TEST: _ClassVar[Phase]
-
 TRAIN: Phase
 TEST: Phase
 
@@ -22,21 +22,7 @@ class BlobShape(_message.Message):
     def __init__(self, dim: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BlobProto(_message.Message):
-    __slots__ = (
-        "shape",
-        "data",
-        "diff",
-        "double_data",
-        "double_diff",
-        "num",
-        "channels",
-        "height",
-        "width",
-        "raw_data_type",
-        "raw_diff_type",
-        "raw_data",
-        "raw_diff",
-    )
+    __slots__ = ("shape", "data", "diff", "double_data", "double_diff", "num", "channels", "height", "width", "raw_data_type", "raw_diff_type", "raw_data", "raw_diff")
     class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DOUBLE: _ClassVar[BlobProto.Type]
@@ -44,7 +30,6 @@ class BlobProto(_message.Message):
         FLOAT16: _ClassVar[BlobProto.Type]
         INT: _ClassVar[BlobProto.Type]
         UINT: _ClassVar[BlobProto.Type]
-
     DOUBLE: BlobProto.Type
     FLOAT: BlobProto.Type
     FLOAT16: BlobProto.Type
@@ -76,22 +61,7 @@ class BlobProto(_message.Message):
     raw_diff_type: BlobProto.Type
     raw_data: bytes
     raw_diff: bytes
-    def __init__(
-        self,
-        shape: _Optional[_Union[BlobShape, _Mapping]] = ...,
-        data: _Optional[_Iterable[float]] = ...,
-        diff: _Optional[_Iterable[float]] = ...,
-        double_data: _Optional[_Iterable[float]] = ...,
-        double_diff: _Optional[_Iterable[float]] = ...,
-        num: _Optional[int] = ...,
-        channels: _Optional[int] = ...,
-        height: _Optional[int] = ...,
-        width: _Optional[int] = ...,
-        raw_data_type: _Optional[_Union[BlobProto.Type, str]] = ...,
-        raw_diff_type: _Optional[_Union[BlobProto.Type, str]] = ...,
-        raw_data: _Optional[bytes] = ...,
-        raw_diff: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, shape: _Optional[_Union[BlobShape, _Mapping]] = ..., data: _Optional[_Iterable[float]] = ..., diff: _Optional[_Iterable[float]] = ..., double_data: _Optional[_Iterable[float]] = ..., double_diff: _Optional[_Iterable[float]] = ..., num: _Optional[int] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., raw_data_type: _Optional[_Union[BlobProto.Type, str]] = ..., raw_diff_type: _Optional[_Union[BlobProto.Type, str]] = ..., raw_data: _Optional[bytes] = ..., raw_diff: _Optional[bytes] = ...) -> None: ...
 
 class BlobProtoVector(_message.Message):
     __slots__ = ("blobs",)
@@ -115,16 +85,7 @@ class Datum(_message.Message):
     label: int
     float_data: _containers.RepeatedScalarFieldContainer[float]
     encoded: bool
-    def __init__(
-        self,
-        channels: _Optional[int] = ...,
-        height: _Optional[int] = ...,
-        width: _Optional[int] = ...,
-        data: _Optional[bytes] = ...,
-        label: _Optional[int] = ...,
-        float_data: _Optional[_Iterable[float]] = ...,
-        encoded: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ..., label: _Optional[int] = ..., float_data: _Optional[_Iterable[float]] = ..., encoded: _Optional[bool] = ...) -> None: ...
 
 class FillerParameter(_message.Message):
     __slots__ = ("type", "value", "min", "max", "mean", "std", "sparse", "variance_norm")
@@ -133,7 +94,6 @@ class FillerParameter(_message.Message):
         FAN_IN: _ClassVar[FillerParameter.VarianceNorm]
         FAN_OUT: _ClassVar[FillerParameter.VarianceNorm]
         AVERAGE: _ClassVar[FillerParameter.VarianceNorm]
-
     FAN_IN: FillerParameter.VarianceNorm
     FAN_OUT: FillerParameter.VarianceNorm
     AVERAGE: FillerParameter.VarianceNorm
@@ -153,30 +113,10 @@ class FillerParameter(_message.Message):
     std: float
     sparse: int
     variance_norm: FillerParameter.VarianceNorm
-    def __init__(
-        self,
-        type: _Optional[str] = ...,
-        value: _Optional[float] = ...,
-        min: _Optional[float] = ...,
-        max: _Optional[float] = ...,
-        mean: _Optional[float] = ...,
-        std: _Optional[float] = ...,
-        sparse: _Optional[int] = ...,
-        variance_norm: _Optional[_Union[FillerParameter.VarianceNorm, str]] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[str] = ..., value: _Optional[float] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., sparse: _Optional[int] = ..., variance_norm: _Optional[_Union[FillerParameter.VarianceNorm, str]] = ...) -> None: ...
 
 class NetParameter(_message.Message):
-    __slots__ = (
-        "name",
-        "input",
-        "input_shape",
-        "input_dim",
-        "force_backward",
-        "state",
-        "debug_info",
-        "layer",
-        "layers",
-    )
+    __slots__ = ("name", "input", "input_shape", "input_dim", "force_backward", "state", "debug_info", "layer", "layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -195,76 +135,20 @@ class NetParameter(_message.Message):
     debug_info: bool
     layer: _containers.RepeatedCompositeFieldContainer[LayerParameter]
     layers: _containers.RepeatedCompositeFieldContainer[V1LayerParameter]
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        input: _Optional[_Iterable[str]] = ...,
-        input_shape: _Optional[_Iterable[_Union[BlobShape, _Mapping]]] = ...,
-        input_dim: _Optional[_Iterable[int]] = ...,
-        force_backward: _Optional[bool] = ...,
-        state: _Optional[_Union[NetState, _Mapping]] = ...,
-        debug_info: _Optional[bool] = ...,
-        layer: _Optional[_Iterable[_Union[LayerParameter, _Mapping]]] = ...,
-        layers: _Optional[_Iterable[_Union[V1LayerParameter, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., input: _Optional[_Iterable[str]] = ..., input_shape: _Optional[_Iterable[_Union[BlobShape, _Mapping]]] = ..., input_dim: _Optional[_Iterable[int]] = ..., force_backward: _Optional[bool] = ..., state: _Optional[_Union[NetState, _Mapping]] = ..., debug_info: _Optional[bool] = ..., layer: _Optional[_Iterable[_Union[LayerParameter, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[V1LayerParameter, _Mapping]]] = ...) -> None: ...
 
 class SolverParameter(_message.Message):
-    __slots__ = (
-        "net",
-        "net_param",
-        "train_net",
-        "test_net",
-        "train_net_param",
-        "test_net_param",
-        "train_state",
-        "test_state",
-        "test_iter",
-        "test_interval",
-        "test_compute_loss",
-        "test_initialization",
-        "base_lr",
-        "display",
-        "average_loss",
-        "max_iter",
-        "iter_size",
-        "lr_policy",
-        "gamma",
-        "power",
-        "momentum",
-        "weight_decay",
-        "regularization_type",
-        "stepsize",
-        "stepvalue",
-        "clip_gradients",
-        "snapshot",
-        "snapshot_prefix",
-        "snapshot_diff",
-        "snapshot_format",
-        "solver_mode",
-        "device_id",
-        "random_seed",
-        "type",
-        "delta",
-        "momentum2",
-        "rms_decay",
-        "debug_info",
-        "snapshot_after_train",
-        "solver_type",
-        "layer_wise_reduce",
-        "weights",
-    )
+    __slots__ = ("net", "net_param", "train_net", "test_net", "train_net_param", "test_net_param", "train_state", "test_state", "test_iter", "test_interval", "test_compute_loss", "test_initialization", "base_lr", "display", "average_loss", "max_iter", "iter_size", "lr_policy", "gamma", "power", "momentum", "weight_decay", "regularization_type", "stepsize", "stepvalue", "clip_gradients", "snapshot", "snapshot_prefix", "snapshot_diff", "snapshot_format", "solver_mode", "device_id", "random_seed", "type", "delta", "momentum2", "rms_decay", "debug_info", "snapshot_after_train", "solver_type", "layer_wise_reduce", "weights")
     class SnapshotFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HDF5: _ClassVar[SolverParameter.SnapshotFormat]
         BINARYPROTO: _ClassVar[SolverParameter.SnapshotFormat]
-
     HDF5: SolverParameter.SnapshotFormat
     BINARYPROTO: SolverParameter.SnapshotFormat
     class SolverMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         CPU: _ClassVar[SolverParameter.SolverMode]
         GPU: _ClassVar[SolverParameter.SolverMode]
-
     CPU: SolverParameter.SolverMode
     GPU: SolverParameter.SolverMode
     class SolverType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -275,7 +159,6 @@ class SolverParameter(_message.Message):
         RMSPROP: _ClassVar[SolverParameter.SolverType]
         ADADELTA: _ClassVar[SolverParameter.SolverType]
         ADAM: _ClassVar[SolverParameter.SolverType]
-
     SGD: SolverParameter.SolverType
     NESTEROV: SolverParameter.SolverType
     ADAGRAD: SolverParameter.SolverType
@@ -366,51 +249,7 @@ class SolverParameter(_message.Message):
     solver_type: SolverParameter.SolverType
     layer_wise_reduce: bool
     weights: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        net: _Optional[str] = ...,
-        net_param: _Optional[_Union[NetParameter, _Mapping]] = ...,
-        train_net: _Optional[str] = ...,
-        test_net: _Optional[_Iterable[str]] = ...,
-        train_net_param: _Optional[_Union[NetParameter, _Mapping]] = ...,
-        test_net_param: _Optional[_Iterable[_Union[NetParameter, _Mapping]]] = ...,
-        train_state: _Optional[_Union[NetState, _Mapping]] = ...,
-        test_state: _Optional[_Iterable[_Union[NetState, _Mapping]]] = ...,
-        test_iter: _Optional[_Iterable[int]] = ...,
-        test_interval: _Optional[int] = ...,
-        test_compute_loss: _Optional[bool] = ...,
-        test_initialization: _Optional[bool] = ...,
-        base_lr: _Optional[float] = ...,
-        display: _Optional[int] = ...,
-        average_loss: _Optional[int] = ...,
-        max_iter: _Optional[int] = ...,
-        iter_size: _Optional[int] = ...,
-        lr_policy: _Optional[str] = ...,
-        gamma: _Optional[float] = ...,
-        power: _Optional[float] = ...,
-        momentum: _Optional[float] = ...,
-        weight_decay: _Optional[float] = ...,
-        regularization_type: _Optional[str] = ...,
-        stepsize: _Optional[int] = ...,
-        stepvalue: _Optional[_Iterable[int]] = ...,
-        clip_gradients: _Optional[float] = ...,
-        snapshot: _Optional[int] = ...,
-        snapshot_prefix: _Optional[str] = ...,
-        snapshot_diff: _Optional[bool] = ...,
-        snapshot_format: _Optional[_Union[SolverParameter.SnapshotFormat, str]] = ...,
-        solver_mode: _Optional[_Union[SolverParameter.SolverMode, str]] = ...,
-        device_id: _Optional[int] = ...,
-        random_seed: _Optional[int] = ...,
-        type: _Optional[str] = ...,
-        delta: _Optional[float] = ...,
-        momentum2: _Optional[float] = ...,
-        rms_decay: _Optional[float] = ...,
-        debug_info: _Optional[bool] = ...,
-        snapshot_after_train: _Optional[bool] = ...,
-        solver_type: _Optional[_Union[SolverParameter.SolverType, str]] = ...,
-        layer_wise_reduce: _Optional[bool] = ...,
-        weights: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, net: _Optional[str] = ..., net_param: _Optional[_Union[NetParameter, _Mapping]] = ..., train_net: _Optional[str] = ..., test_net: _Optional[_Iterable[str]] = ..., train_net_param: _Optional[_Union[NetParameter, _Mapping]] = ..., test_net_param: _Optional[_Iterable[_Union[NetParameter, _Mapping]]] = ..., train_state: _Optional[_Union[NetState, _Mapping]] = ..., test_state: _Optional[_Iterable[_Union[NetState, _Mapping]]] = ..., test_iter: _Optional[_Iterable[int]] = ..., test_interval: _Optional[int] = ..., test_compute_loss: _Optional[bool] = ..., test_initialization: _Optional[bool] = ..., base_lr: _Optional[float] = ..., display: _Optional[int] = ..., average_loss: _Optional[int] = ..., max_iter: _Optional[int] = ..., iter_size: _Optional[int] = ..., lr_policy: _Optional[str] = ..., gamma: _Optional[float] = ..., power: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., regularization_type: _Optional[str] = ..., stepsize: _Optional[int] = ..., stepvalue: _Optional[_Iterable[int]] = ..., clip_gradients: _Optional[float] = ..., snapshot: _Optional[int] = ..., snapshot_prefix: _Optional[str] = ..., snapshot_diff: _Optional[bool] = ..., snapshot_format: _Optional[_Union[SolverParameter.SnapshotFormat, str]] = ..., solver_mode: _Optional[_Union[SolverParameter.SolverMode, str]] = ..., device_id: _Optional[int] = ..., random_seed: _Optional[int] = ..., type: _Optional[str] = ..., delta: _Optional[float] = ..., momentum2: _Optional[float] = ..., rms_decay: _Optional[float] = ..., debug_info: _Optional[bool] = ..., snapshot_after_train: _Optional[bool] = ..., solver_type: _Optional[_Union[SolverParameter.SolverType, str]] = ..., layer_wise_reduce: _Optional[bool] = ..., weights: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SolverState(_message.Message):
     __slots__ = ("iter", "learned_net", "history", "current_step")
@@ -422,13 +261,7 @@ class SolverState(_message.Message):
     learned_net: str
     history: _containers.RepeatedCompositeFieldContainer[BlobProto]
     current_step: int
-    def __init__(
-        self,
-        iter: _Optional[int] = ...,
-        learned_net: _Optional[str] = ...,
-        history: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ...,
-        current_step: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, iter: _Optional[int] = ..., learned_net: _Optional[str] = ..., history: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., current_step: _Optional[int] = ...) -> None: ...
 
 class NetState(_message.Message):
     __slots__ = ("phase", "level", "stage")
@@ -438,12 +271,7 @@ class NetState(_message.Message):
     phase: Phase
     level: int
     stage: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        phase: _Optional[_Union[Phase, str]] = ...,
-        level: _Optional[int] = ...,
-        stage: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., level: _Optional[int] = ..., stage: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NetStateRule(_message.Message):
     __slots__ = ("phase", "min_level", "max_level", "stage", "not_stage")
@@ -457,14 +285,7 @@ class NetStateRule(_message.Message):
     max_level: int
     stage: _containers.RepeatedScalarFieldContainer[str]
     not_stage: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        phase: _Optional[_Union[Phase, str]] = ...,
-        min_level: _Optional[int] = ...,
-        max_level: _Optional[int] = ...,
-        stage: _Optional[_Iterable[str]] = ...,
-        not_stage: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., min_level: _Optional[int] = ..., max_level: _Optional[int] = ..., stage: _Optional[_Iterable[str]] = ..., not_stage: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ParamSpec(_message.Message):
     __slots__ = ("name", "share_mode", "lr_mult", "decay_mult")
@@ -472,7 +293,6 @@ class ParamSpec(_message.Message):
         __slots__ = ()
         STRICT: _ClassVar[ParamSpec.DimCheckMode]
         PERMISSIVE: _ClassVar[ParamSpec.DimCheckMode]
-
     STRICT: ParamSpec.DimCheckMode
     PERMISSIVE: ParamSpec.DimCheckMode
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -483,77 +303,10 @@ class ParamSpec(_message.Message):
     share_mode: ParamSpec.DimCheckMode
     lr_mult: float
     decay_mult: float
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        share_mode: _Optional[_Union[ParamSpec.DimCheckMode, str]] = ...,
-        lr_mult: _Optional[float] = ...,
-        decay_mult: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., share_mode: _Optional[_Union[ParamSpec.DimCheckMode, str]] = ..., lr_mult: _Optional[float] = ..., decay_mult: _Optional[float] = ...) -> None: ...
 
 class LayerParameter(_message.Message):
-    __slots__ = (
-        "name",
-        "type",
-        "bottom",
-        "top",
-        "phase",
-        "loss_weight",
-        "param",
-        "blobs",
-        "propagate_down",
-        "include",
-        "exclude",
-        "transform_param",
-        "loss_param",
-        "accuracy_param",
-        "argmax_param",
-        "batch_norm_param",
-        "bias_param",
-        "clip_param",
-        "concat_param",
-        "contrastive_loss_param",
-        "convolution_param",
-        "crop_param",
-        "data_param",
-        "dropout_param",
-        "dummy_data_param",
-        "eltwise_param",
-        "elu_param",
-        "embed_param",
-        "exp_param",
-        "flatten_param",
-        "hdf5_data_param",
-        "hdf5_output_param",
-        "hinge_loss_param",
-        "image_data_param",
-        "infogain_loss_param",
-        "inner_product_param",
-        "input_param",
-        "log_param",
-        "lrn_param",
-        "memory_data_param",
-        "mvn_param",
-        "parameter_param",
-        "pooling_param",
-        "power_param",
-        "prelu_param",
-        "python_param",
-        "recurrent_param",
-        "reduction_param",
-        "relu_param",
-        "reshape_param",
-        "scale_param",
-        "sigmoid_param",
-        "softmax_param",
-        "spp_param",
-        "slice_param",
-        "swish_param",
-        "tanh_param",
-        "threshold_param",
-        "tile_param",
-        "window_data_param",
-    )
+    __slots__ = ("name", "type", "bottom", "top", "phase", "loss_weight", "param", "blobs", "propagate_down", "include", "exclude", "transform_param", "loss_param", "accuracy_param", "argmax_param", "batch_norm_param", "bias_param", "clip_param", "concat_param", "contrastive_loss_param", "convolution_param", "crop_param", "data_param", "dropout_param", "dummy_data_param", "eltwise_param", "elu_param", "embed_param", "exp_param", "flatten_param", "hdf5_data_param", "hdf5_output_param", "hinge_loss_param", "image_data_param", "infogain_loss_param", "inner_product_param", "input_param", "log_param", "lrn_param", "memory_data_param", "mvn_param", "parameter_param", "pooling_param", "power_param", "prelu_param", "python_param", "recurrent_param", "reduction_param", "relu_param", "reshape_param", "scale_param", "sigmoid_param", "softmax_param", "spp_param", "slice_param", "swish_param", "tanh_param", "threshold_param", "tile_param", "window_data_param")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
@@ -674,69 +427,7 @@ class LayerParameter(_message.Message):
     threshold_param: ThresholdParameter
     tile_param: TileParameter
     window_data_param: WindowDataParameter
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        type: _Optional[str] = ...,
-        bottom: _Optional[_Iterable[str]] = ...,
-        top: _Optional[_Iterable[str]] = ...,
-        phase: _Optional[_Union[Phase, str]] = ...,
-        loss_weight: _Optional[_Iterable[float]] = ...,
-        param: _Optional[_Iterable[_Union[ParamSpec, _Mapping]]] = ...,
-        blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ...,
-        propagate_down: _Optional[_Iterable[bool]] = ...,
-        include: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ...,
-        exclude: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ...,
-        transform_param: _Optional[_Union[TransformationParameter, _Mapping]] = ...,
-        loss_param: _Optional[_Union[LossParameter, _Mapping]] = ...,
-        accuracy_param: _Optional[_Union[AccuracyParameter, _Mapping]] = ...,
-        argmax_param: _Optional[_Union[ArgMaxParameter, _Mapping]] = ...,
-        batch_norm_param: _Optional[_Union[BatchNormParameter, _Mapping]] = ...,
-        bias_param: _Optional[_Union[BiasParameter, _Mapping]] = ...,
-        clip_param: _Optional[_Union[ClipParameter, _Mapping]] = ...,
-        concat_param: _Optional[_Union[ConcatParameter, _Mapping]] = ...,
-        contrastive_loss_param: _Optional[_Union[ContrastiveLossParameter, _Mapping]] = ...,
-        convolution_param: _Optional[_Union[ConvolutionParameter, _Mapping]] = ...,
-        crop_param: _Optional[_Union[CropParameter, _Mapping]] = ...,
-        data_param: _Optional[_Union[DataParameter, _Mapping]] = ...,
-        dropout_param: _Optional[_Union[DropoutParameter, _Mapping]] = ...,
-        dummy_data_param: _Optional[_Union[DummyDataParameter, _Mapping]] = ...,
-        eltwise_param: _Optional[_Union[EltwiseParameter, _Mapping]] = ...,
-        elu_param: _Optional[_Union[ELUParameter, _Mapping]] = ...,
-        embed_param: _Optional[_Union[EmbedParameter, _Mapping]] = ...,
-        exp_param: _Optional[_Union[ExpParameter, _Mapping]] = ...,
-        flatten_param: _Optional[_Union[FlattenParameter, _Mapping]] = ...,
-        hdf5_data_param: _Optional[_Union[HDF5DataParameter, _Mapping]] = ...,
-        hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ...,
-        hinge_loss_param: _Optional[_Union[HingeLossParameter, _Mapping]] = ...,
-        image_data_param: _Optional[_Union[ImageDataParameter, _Mapping]] = ...,
-        infogain_loss_param: _Optional[_Union[InfogainLossParameter, _Mapping]] = ...,
-        inner_product_param: _Optional[_Union[InnerProductParameter, _Mapping]] = ...,
-        input_param: _Optional[_Union[InputParameter, _Mapping]] = ...,
-        log_param: _Optional[_Union[LogParameter, _Mapping]] = ...,
-        lrn_param: _Optional[_Union[LRNParameter, _Mapping]] = ...,
-        memory_data_param: _Optional[_Union[MemoryDataParameter, _Mapping]] = ...,
-        mvn_param: _Optional[_Union[MVNParameter, _Mapping]] = ...,
-        parameter_param: _Optional[_Union[ParameterParameter, _Mapping]] = ...,
-        pooling_param: _Optional[_Union[PoolingParameter, _Mapping]] = ...,
-        power_param: _Optional[_Union[PowerParameter, _Mapping]] = ...,
-        prelu_param: _Optional[_Union[PReLUParameter, _Mapping]] = ...,
-        python_param: _Optional[_Union[PythonParameter, _Mapping]] = ...,
-        recurrent_param: _Optional[_Union[RecurrentParameter, _Mapping]] = ...,
-        reduction_param: _Optional[_Union[ReductionParameter, _Mapping]] = ...,
-        relu_param: _Optional[_Union[ReLUParameter, _Mapping]] = ...,
-        reshape_param: _Optional[_Union[ReshapeParameter, _Mapping]] = ...,
-        scale_param: _Optional[_Union[ScaleParameter, _Mapping]] = ...,
-        sigmoid_param: _Optional[_Union[SigmoidParameter, _Mapping]] = ...,
-        softmax_param: _Optional[_Union[SoftmaxParameter, _Mapping]] = ...,
-        spp_param: _Optional[_Union[SPPParameter, _Mapping]] = ...,
-        slice_param: _Optional[_Union[SliceParameter, _Mapping]] = ...,
-        swish_param: _Optional[_Union[SwishParameter, _Mapping]] = ...,
-        tanh_param: _Optional[_Union[TanHParameter, _Mapping]] = ...,
-        threshold_param: _Optional[_Union[ThresholdParameter, _Mapping]] = ...,
-        tile_param: _Optional[_Union[TileParameter, _Mapping]] = ...,
-        window_data_param: _Optional[_Union[WindowDataParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., bottom: _Optional[_Iterable[str]] = ..., top: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[Phase, str]] = ..., loss_weight: _Optional[_Iterable[float]] = ..., param: _Optional[_Iterable[_Union[ParamSpec, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., propagate_down: _Optional[_Iterable[bool]] = ..., include: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ..., exclude: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ..., transform_param: _Optional[_Union[TransformationParameter, _Mapping]] = ..., loss_param: _Optional[_Union[LossParameter, _Mapping]] = ..., accuracy_param: _Optional[_Union[AccuracyParameter, _Mapping]] = ..., argmax_param: _Optional[_Union[ArgMaxParameter, _Mapping]] = ..., batch_norm_param: _Optional[_Union[BatchNormParameter, _Mapping]] = ..., bias_param: _Optional[_Union[BiasParameter, _Mapping]] = ..., clip_param: _Optional[_Union[ClipParameter, _Mapping]] = ..., concat_param: _Optional[_Union[ConcatParameter, _Mapping]] = ..., contrastive_loss_param: _Optional[_Union[ContrastiveLossParameter, _Mapping]] = ..., convolution_param: _Optional[_Union[ConvolutionParameter, _Mapping]] = ..., crop_param: _Optional[_Union[CropParameter, _Mapping]] = ..., data_param: _Optional[_Union[DataParameter, _Mapping]] = ..., dropout_param: _Optional[_Union[DropoutParameter, _Mapping]] = ..., dummy_data_param: _Optional[_Union[DummyDataParameter, _Mapping]] = ..., eltwise_param: _Optional[_Union[EltwiseParameter, _Mapping]] = ..., elu_param: _Optional[_Union[ELUParameter, _Mapping]] = ..., embed_param: _Optional[_Union[EmbedParameter, _Mapping]] = ..., exp_param: _Optional[_Union[ExpParameter, _Mapping]] = ..., flatten_param: _Optional[_Union[FlattenParameter, _Mapping]] = ..., hdf5_data_param: _Optional[_Union[HDF5DataParameter, _Mapping]] = ..., hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ..., hinge_loss_param: _Optional[_Union[HingeLossParameter, _Mapping]] = ..., image_data_param: _Optional[_Union[ImageDataParameter, _Mapping]] = ..., infogain_loss_param: _Optional[_Union[InfogainLossParameter, _Mapping]] = ..., inner_product_param: _Optional[_Union[InnerProductParameter, _Mapping]] = ..., input_param: _Optional[_Union[InputParameter, _Mapping]] = ..., log_param: _Optional[_Union[LogParameter, _Mapping]] = ..., lrn_param: _Optional[_Union[LRNParameter, _Mapping]] = ..., memory_data_param: _Optional[_Union[MemoryDataParameter, _Mapping]] = ..., mvn_param: _Optional[_Union[MVNParameter, _Mapping]] = ..., parameter_param: _Optional[_Union[ParameterParameter, _Mapping]] = ..., pooling_param: _Optional[_Union[PoolingParameter, _Mapping]] = ..., power_param: _Optional[_Union[PowerParameter, _Mapping]] = ..., prelu_param: _Optional[_Union[PReLUParameter, _Mapping]] = ..., python_param: _Optional[_Union[PythonParameter, _Mapping]] = ..., recurrent_param: _Optional[_Union[RecurrentParameter, _Mapping]] = ..., reduction_param: _Optional[_Union[ReductionParameter, _Mapping]] = ..., relu_param: _Optional[_Union[ReLUParameter, _Mapping]] = ..., reshape_param: _Optional[_Union[ReshapeParameter, _Mapping]] = ..., scale_param: _Optional[_Union[ScaleParameter, _Mapping]] = ..., sigmoid_param: _Optional[_Union[SigmoidParameter, _Mapping]] = ..., softmax_param: _Optional[_Union[SoftmaxParameter, _Mapping]] = ..., spp_param: _Optional[_Union[SPPParameter, _Mapping]] = ..., slice_param: _Optional[_Union[SliceParameter, _Mapping]] = ..., swish_param: _Optional[_Union[SwishParameter, _Mapping]] = ..., tanh_param: _Optional[_Union[TanHParameter, _Mapping]] = ..., threshold_param: _Optional[_Union[ThresholdParameter, _Mapping]] = ..., tile_param: _Optional[_Union[TileParameter, _Mapping]] = ..., window_data_param: _Optional[_Union[WindowDataParameter, _Mapping]] = ...) -> None: ...
 
 class TransformationParameter(_message.Message):
     __slots__ = ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
@@ -754,16 +445,7 @@ class TransformationParameter(_message.Message):
     mean_value: _containers.RepeatedScalarFieldContainer[float]
     force_color: bool
     force_gray: bool
-    def __init__(
-        self,
-        scale: _Optional[float] = ...,
-        mirror: _Optional[bool] = ...,
-        crop_size: _Optional[int] = ...,
-        mean_file: _Optional[str] = ...,
-        mean_value: _Optional[_Iterable[float]] = ...,
-        force_color: _Optional[bool] = ...,
-        force_gray: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, scale: _Optional[float] = ..., mirror: _Optional[bool] = ..., crop_size: _Optional[int] = ..., mean_file: _Optional[str] = ..., mean_value: _Optional[_Iterable[float]] = ..., force_color: _Optional[bool] = ..., force_gray: _Optional[bool] = ...) -> None: ...
 
 class LossParameter(_message.Message):
     __slots__ = ("ignore_label", "normalization", "normalize")
@@ -773,7 +455,6 @@ class LossParameter(_message.Message):
         VALID: _ClassVar[LossParameter.NormalizationMode]
         BATCH_SIZE: _ClassVar[LossParameter.NormalizationMode]
         NONE: _ClassVar[LossParameter.NormalizationMode]
-
     FULL: LossParameter.NormalizationMode
     VALID: LossParameter.NormalizationMode
     BATCH_SIZE: LossParameter.NormalizationMode
@@ -784,12 +465,7 @@ class LossParameter(_message.Message):
     ignore_label: int
     normalization: LossParameter.NormalizationMode
     normalize: bool
-    def __init__(
-        self,
-        ignore_label: _Optional[int] = ...,
-        normalization: _Optional[_Union[LossParameter.NormalizationMode, str]] = ...,
-        normalize: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, ignore_label: _Optional[int] = ..., normalization: _Optional[_Union[LossParameter.NormalizationMode, str]] = ..., normalize: _Optional[bool] = ...) -> None: ...
 
 class AccuracyParameter(_message.Message):
     __slots__ = ("top_k", "axis", "ignore_label")
@@ -799,9 +475,7 @@ class AccuracyParameter(_message.Message):
     top_k: int
     axis: int
     ignore_label: int
-    def __init__(
-        self, top_k: _Optional[int] = ..., axis: _Optional[int] = ..., ignore_label: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, top_k: _Optional[int] = ..., axis: _Optional[int] = ..., ignore_label: _Optional[int] = ...) -> None: ...
 
 class ArgMaxParameter(_message.Message):
     __slots__ = ("out_max_val", "top_k", "axis")
@@ -811,9 +485,7 @@ class ArgMaxParameter(_message.Message):
     out_max_val: bool
     top_k: int
     axis: int
-    def __init__(
-        self, out_max_val: _Optional[bool] = ..., top_k: _Optional[int] = ..., axis: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, out_max_val: _Optional[bool] = ..., top_k: _Optional[int] = ..., axis: _Optional[int] = ...) -> None: ...
 
 class ClipParameter(_message.Message):
     __slots__ = ("min", "max")
@@ -839,12 +511,7 @@ class BatchNormParameter(_message.Message):
     use_global_stats: bool
     moving_average_fraction: float
     eps: float
-    def __init__(
-        self,
-        use_global_stats: _Optional[bool] = ...,
-        moving_average_fraction: _Optional[float] = ...,
-        eps: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, use_global_stats: _Optional[bool] = ..., moving_average_fraction: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class BiasParameter(_message.Message):
     __slots__ = ("axis", "num_axes", "filler")
@@ -854,12 +521,7 @@ class BiasParameter(_message.Message):
     axis: int
     num_axes: int
     filler: FillerParameter
-    def __init__(
-        self,
-        axis: _Optional[int] = ...,
-        num_axes: _Optional[int] = ...,
-        filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, axis: _Optional[int] = ..., num_axes: _Optional[int] = ..., filler: _Optional[_Union[FillerParameter, _Mapping]] = ...) -> None: ...
 
 class ContrastiveLossParameter(_message.Message):
     __slots__ = ("margin", "legacy_version")
@@ -870,32 +532,12 @@ class ContrastiveLossParameter(_message.Message):
     def __init__(self, margin: _Optional[float] = ..., legacy_version: _Optional[bool] = ...) -> None: ...
 
 class ConvolutionParameter(_message.Message):
-    __slots__ = (
-        "num_output",
-        "bias_term",
-        "pad",
-        "kernel_size",
-        "stride",
-        "dilation",
-        "pad_h",
-        "pad_w",
-        "kernel_h",
-        "kernel_w",
-        "stride_h",
-        "stride_w",
-        "group",
-        "weight_filler",
-        "bias_filler",
-        "engine",
-        "axis",
-        "force_nd_im2col",
-    )
+    __slots__ = ("num_output", "bias_term", "pad", "kernel_size", "stride", "dilation", "pad_h", "pad_w", "kernel_h", "kernel_w", "stride_h", "stride_w", "group", "weight_filler", "bias_filler", "engine", "axis", "force_nd_im2col")
     class Engine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DEFAULT: _ClassVar[ConvolutionParameter.Engine]
         CAFFE: _ClassVar[ConvolutionParameter.Engine]
         CUDNN: _ClassVar[ConvolutionParameter.Engine]
-
     DEFAULT: ConvolutionParameter.Engine
     CAFFE: ConvolutionParameter.Engine
     CUDNN: ConvolutionParameter.Engine
@@ -935,27 +577,7 @@ class ConvolutionParameter(_message.Message):
     engine: ConvolutionParameter.Engine
     axis: int
     force_nd_im2col: bool
-    def __init__(
-        self,
-        num_output: _Optional[int] = ...,
-        bias_term: _Optional[bool] = ...,
-        pad: _Optional[_Iterable[int]] = ...,
-        kernel_size: _Optional[_Iterable[int]] = ...,
-        stride: _Optional[_Iterable[int]] = ...,
-        dilation: _Optional[_Iterable[int]] = ...,
-        pad_h: _Optional[int] = ...,
-        pad_w: _Optional[int] = ...,
-        kernel_h: _Optional[int] = ...,
-        kernel_w: _Optional[int] = ...,
-        stride_h: _Optional[int] = ...,
-        stride_w: _Optional[int] = ...,
-        group: _Optional[int] = ...,
-        weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        engine: _Optional[_Union[ConvolutionParameter.Engine, str]] = ...,
-        axis: _Optional[int] = ...,
-        force_nd_im2col: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, num_output: _Optional[int] = ..., bias_term: _Optional[bool] = ..., pad: _Optional[_Iterable[int]] = ..., kernel_size: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., pad_h: _Optional[int] = ..., pad_w: _Optional[int] = ..., kernel_h: _Optional[int] = ..., kernel_w: _Optional[int] = ..., stride_h: _Optional[int] = ..., stride_w: _Optional[int] = ..., group: _Optional[int] = ..., weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., engine: _Optional[_Union[ConvolutionParameter.Engine, str]] = ..., axis: _Optional[int] = ..., force_nd_im2col: _Optional[bool] = ...) -> None: ...
 
 class CropParameter(_message.Message):
     __slots__ = ("axis", "offset")
@@ -966,23 +588,11 @@ class CropParameter(_message.Message):
     def __init__(self, axis: _Optional[int] = ..., offset: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DataParameter(_message.Message):
-    __slots__ = (
-        "source",
-        "batch_size",
-        "rand_skip",
-        "backend",
-        "scale",
-        "mean_file",
-        "crop_size",
-        "mirror",
-        "force_encoded_color",
-        "prefetch",
-    )
+    __slots__ = ("source", "batch_size", "rand_skip", "backend", "scale", "mean_file", "crop_size", "mirror", "force_encoded_color", "prefetch")
     class DB(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LEVELDB: _ClassVar[DataParameter.DB]
         LMDB: _ClassVar[DataParameter.DB]
-
     LEVELDB: DataParameter.DB
     LMDB: DataParameter.DB
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -1005,19 +615,7 @@ class DataParameter(_message.Message):
     mirror: bool
     force_encoded_color: bool
     prefetch: int
-    def __init__(
-        self,
-        source: _Optional[str] = ...,
-        batch_size: _Optional[int] = ...,
-        rand_skip: _Optional[int] = ...,
-        backend: _Optional[_Union[DataParameter.DB, str]] = ...,
-        scale: _Optional[float] = ...,
-        mean_file: _Optional[str] = ...,
-        crop_size: _Optional[int] = ...,
-        mirror: _Optional[bool] = ...,
-        force_encoded_color: _Optional[bool] = ...,
-        prefetch: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., rand_skip: _Optional[int] = ..., backend: _Optional[_Union[DataParameter.DB, str]] = ..., scale: _Optional[float] = ..., mean_file: _Optional[str] = ..., crop_size: _Optional[int] = ..., mirror: _Optional[bool] = ..., force_encoded_color: _Optional[bool] = ..., prefetch: _Optional[int] = ...) -> None: ...
 
 class DropoutParameter(_message.Message):
     __slots__ = ("dropout_ratio",)
@@ -1039,15 +637,7 @@ class DummyDataParameter(_message.Message):
     channels: _containers.RepeatedScalarFieldContainer[int]
     height: _containers.RepeatedScalarFieldContainer[int]
     width: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(
-        self,
-        data_filler: _Optional[_Iterable[_Union[FillerParameter, _Mapping]]] = ...,
-        shape: _Optional[_Iterable[_Union[BlobShape, _Mapping]]] = ...,
-        num: _Optional[_Iterable[int]] = ...,
-        channels: _Optional[_Iterable[int]] = ...,
-        height: _Optional[_Iterable[int]] = ...,
-        width: _Optional[_Iterable[int]] = ...,
-    ) -> None: ...
+    def __init__(self, data_filler: _Optional[_Iterable[_Union[FillerParameter, _Mapping]]] = ..., shape: _Optional[_Iterable[_Union[BlobShape, _Mapping]]] = ..., num: _Optional[_Iterable[int]] = ..., channels: _Optional[_Iterable[int]] = ..., height: _Optional[_Iterable[int]] = ..., width: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EltwiseParameter(_message.Message):
     __slots__ = ("operation", "coeff", "stable_prod_grad")
@@ -1056,7 +646,6 @@ class EltwiseParameter(_message.Message):
         PROD: _ClassVar[EltwiseParameter.EltwiseOp]
         SUM: _ClassVar[EltwiseParameter.EltwiseOp]
         MAX: _ClassVar[EltwiseParameter.EltwiseOp]
-
     PROD: EltwiseParameter.EltwiseOp
     SUM: EltwiseParameter.EltwiseOp
     MAX: EltwiseParameter.EltwiseOp
@@ -1066,12 +655,7 @@ class EltwiseParameter(_message.Message):
     operation: EltwiseParameter.EltwiseOp
     coeff: _containers.RepeatedScalarFieldContainer[float]
     stable_prod_grad: bool
-    def __init__(
-        self,
-        operation: _Optional[_Union[EltwiseParameter.EltwiseOp, str]] = ...,
-        coeff: _Optional[_Iterable[float]] = ...,
-        stable_prod_grad: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, operation: _Optional[_Union[EltwiseParameter.EltwiseOp, str]] = ..., coeff: _Optional[_Iterable[float]] = ..., stable_prod_grad: _Optional[bool] = ...) -> None: ...
 
 class ELUParameter(_message.Message):
     __slots__ = ("alpha",)
@@ -1091,14 +675,7 @@ class EmbedParameter(_message.Message):
     bias_term: bool
     weight_filler: FillerParameter
     bias_filler: FillerParameter
-    def __init__(
-        self,
-        num_output: _Optional[int] = ...,
-        input_dim: _Optional[int] = ...,
-        bias_term: _Optional[bool] = ...,
-        weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, num_output: _Optional[int] = ..., input_dim: _Optional[int] = ..., bias_term: _Optional[bool] = ..., weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...) -> None: ...
 
 class ExpParameter(_message.Message):
     __slots__ = ("base", "scale", "shift")
@@ -1108,9 +685,7 @@ class ExpParameter(_message.Message):
     base: float
     scale: float
     shift: float
-    def __init__(
-        self, base: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, base: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...) -> None: ...
 
 class FlattenParameter(_message.Message):
     __slots__ = ("axis", "end_axis")
@@ -1128,9 +703,7 @@ class HDF5DataParameter(_message.Message):
     source: str
     batch_size: int
     shuffle: bool
-    def __init__(
-        self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., shuffle: _Optional[bool] = ...
-    ) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., shuffle: _Optional[bool] = ...) -> None: ...
 
 class HDF5OutputParameter(_message.Message):
     __slots__ = ("file_name",)
@@ -1144,7 +717,6 @@ class HingeLossParameter(_message.Message):
         __slots__ = ()
         L1: _ClassVar[HingeLossParameter.Norm]
         L2: _ClassVar[HingeLossParameter.Norm]
-
     L1: HingeLossParameter.Norm
     L2: HingeLossParameter.Norm
     NORM_FIELD_NUMBER: _ClassVar[int]
@@ -1152,20 +724,7 @@ class HingeLossParameter(_message.Message):
     def __init__(self, norm: _Optional[_Union[HingeLossParameter.Norm, str]] = ...) -> None: ...
 
 class ImageDataParameter(_message.Message):
-    __slots__ = (
-        "source",
-        "batch_size",
-        "rand_skip",
-        "shuffle",
-        "new_height",
-        "new_width",
-        "is_color",
-        "scale",
-        "mean_file",
-        "crop_size",
-        "mirror",
-        "root_folder",
-    )
+    __slots__ = ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "scale", "mean_file", "crop_size", "mirror", "root_folder")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     RAND_SKIP_FIELD_NUMBER: _ClassVar[int]
@@ -1190,21 +749,7 @@ class ImageDataParameter(_message.Message):
     crop_size: int
     mirror: bool
     root_folder: str
-    def __init__(
-        self,
-        source: _Optional[str] = ...,
-        batch_size: _Optional[int] = ...,
-        rand_skip: _Optional[int] = ...,
-        shuffle: _Optional[bool] = ...,
-        new_height: _Optional[int] = ...,
-        new_width: _Optional[int] = ...,
-        is_color: _Optional[bool] = ...,
-        scale: _Optional[float] = ...,
-        mean_file: _Optional[str] = ...,
-        crop_size: _Optional[int] = ...,
-        mirror: _Optional[bool] = ...,
-        root_folder: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., batch_size: _Optional[int] = ..., rand_skip: _Optional[int] = ..., shuffle: _Optional[bool] = ..., new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., is_color: _Optional[bool] = ..., scale: _Optional[float] = ..., mean_file: _Optional[str] = ..., crop_size: _Optional[int] = ..., mirror: _Optional[bool] = ..., root_folder: _Optional[str] = ...) -> None: ...
 
 class InfogainLossParameter(_message.Message):
     __slots__ = ("source", "axis")
@@ -1228,15 +773,7 @@ class InnerProductParameter(_message.Message):
     bias_filler: FillerParameter
     axis: int
     transpose: bool
-    def __init__(
-        self,
-        num_output: _Optional[int] = ...,
-        bias_term: _Optional[bool] = ...,
-        weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        axis: _Optional[int] = ...,
-        transpose: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, num_output: _Optional[int] = ..., bias_term: _Optional[bool] = ..., weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., axis: _Optional[int] = ..., transpose: _Optional[bool] = ...) -> None: ...
 
 class InputParameter(_message.Message):
     __slots__ = ("shape",)
@@ -1252,9 +789,7 @@ class LogParameter(_message.Message):
     base: float
     scale: float
     shift: float
-    def __init__(
-        self, base: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, base: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...) -> None: ...
 
 class LRNParameter(_message.Message):
     __slots__ = ("local_size", "alpha", "beta", "norm_region", "k", "engine")
@@ -1262,7 +797,6 @@ class LRNParameter(_message.Message):
         __slots__ = ()
         ACROSS_CHANNELS: _ClassVar[LRNParameter.NormRegion]
         WITHIN_CHANNEL: _ClassVar[LRNParameter.NormRegion]
-
     ACROSS_CHANNELS: LRNParameter.NormRegion
     WITHIN_CHANNEL: LRNParameter.NormRegion
     class Engine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -1270,7 +804,6 @@ class LRNParameter(_message.Message):
         DEFAULT: _ClassVar[LRNParameter.Engine]
         CAFFE: _ClassVar[LRNParameter.Engine]
         CUDNN: _ClassVar[LRNParameter.Engine]
-
     DEFAULT: LRNParameter.Engine
     CAFFE: LRNParameter.Engine
     CUDNN: LRNParameter.Engine
@@ -1286,15 +819,7 @@ class LRNParameter(_message.Message):
     norm_region: LRNParameter.NormRegion
     k: float
     engine: LRNParameter.Engine
-    def __init__(
-        self,
-        local_size: _Optional[int] = ...,
-        alpha: _Optional[float] = ...,
-        beta: _Optional[float] = ...,
-        norm_region: _Optional[_Union[LRNParameter.NormRegion, str]] = ...,
-        k: _Optional[float] = ...,
-        engine: _Optional[_Union[LRNParameter.Engine, str]] = ...,
-    ) -> None: ...
+    def __init__(self, local_size: _Optional[int] = ..., alpha: _Optional[float] = ..., beta: _Optional[float] = ..., norm_region: _Optional[_Union[LRNParameter.NormRegion, str]] = ..., k: _Optional[float] = ..., engine: _Optional[_Union[LRNParameter.Engine, str]] = ...) -> None: ...
 
 class MemoryDataParameter(_message.Message):
     __slots__ = ("batch_size", "channels", "height", "width")
@@ -1306,13 +831,7 @@ class MemoryDataParameter(_message.Message):
     channels: int
     height: int
     width: int
-    def __init__(
-        self,
-        batch_size: _Optional[int] = ...,
-        channels: _Optional[int] = ...,
-        height: _Optional[int] = ...,
-        width: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, batch_size: _Optional[int] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class MVNParameter(_message.Message):
     __slots__ = ("normalize_variance", "across_channels", "eps")
@@ -1322,12 +841,7 @@ class MVNParameter(_message.Message):
     normalize_variance: bool
     across_channels: bool
     eps: float
-    def __init__(
-        self,
-        normalize_variance: _Optional[bool] = ...,
-        across_channels: _Optional[bool] = ...,
-        eps: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, normalize_variance: _Optional[bool] = ..., across_channels: _Optional[bool] = ..., eps: _Optional[float] = ...) -> None: ...
 
 class ParameterParameter(_message.Message):
     __slots__ = ("shape",)
@@ -1336,27 +850,12 @@ class ParameterParameter(_message.Message):
     def __init__(self, shape: _Optional[_Union[BlobShape, _Mapping]] = ...) -> None: ...
 
 class PoolingParameter(_message.Message):
-    __slots__ = (
-        "pool",
-        "pad",
-        "pad_h",
-        "pad_w",
-        "kernel_size",
-        "kernel_h",
-        "kernel_w",
-        "stride",
-        "stride_h",
-        "stride_w",
-        "engine",
-        "global_pooling",
-        "round_mode",
-    )
+    __slots__ = ("pool", "pad", "pad_h", "pad_w", "kernel_size", "kernel_h", "kernel_w", "stride", "stride_h", "stride_w", "engine", "global_pooling", "round_mode")
     class PoolMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MAX: _ClassVar[PoolingParameter.PoolMethod]
         AVE: _ClassVar[PoolingParameter.PoolMethod]
         STOCHASTIC: _ClassVar[PoolingParameter.PoolMethod]
-
     MAX: PoolingParameter.PoolMethod
     AVE: PoolingParameter.PoolMethod
     STOCHASTIC: PoolingParameter.PoolMethod
@@ -1365,7 +864,6 @@ class PoolingParameter(_message.Message):
         DEFAULT: _ClassVar[PoolingParameter.Engine]
         CAFFE: _ClassVar[PoolingParameter.Engine]
         CUDNN: _ClassVar[PoolingParameter.Engine]
-
     DEFAULT: PoolingParameter.Engine
     CAFFE: PoolingParameter.Engine
     CUDNN: PoolingParameter.Engine
@@ -1373,7 +871,6 @@ class PoolingParameter(_message.Message):
         __slots__ = ()
         CEIL: _ClassVar[PoolingParameter.RoundMode]
         FLOOR: _ClassVar[PoolingParameter.RoundMode]
-
     CEIL: PoolingParameter.RoundMode
     FLOOR: PoolingParameter.RoundMode
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -1402,22 +899,7 @@ class PoolingParameter(_message.Message):
     engine: PoolingParameter.Engine
     global_pooling: bool
     round_mode: PoolingParameter.RoundMode
-    def __init__(
-        self,
-        pool: _Optional[_Union[PoolingParameter.PoolMethod, str]] = ...,
-        pad: _Optional[int] = ...,
-        pad_h: _Optional[int] = ...,
-        pad_w: _Optional[int] = ...,
-        kernel_size: _Optional[int] = ...,
-        kernel_h: _Optional[int] = ...,
-        kernel_w: _Optional[int] = ...,
-        stride: _Optional[int] = ...,
-        stride_h: _Optional[int] = ...,
-        stride_w: _Optional[int] = ...,
-        engine: _Optional[_Union[PoolingParameter.Engine, str]] = ...,
-        global_pooling: _Optional[bool] = ...,
-        round_mode: _Optional[_Union[PoolingParameter.RoundMode, str]] = ...,
-    ) -> None: ...
+    def __init__(self, pool: _Optional[_Union[PoolingParameter.PoolMethod, str]] = ..., pad: _Optional[int] = ..., pad_h: _Optional[int] = ..., pad_w: _Optional[int] = ..., kernel_size: _Optional[int] = ..., kernel_h: _Optional[int] = ..., kernel_w: _Optional[int] = ..., stride: _Optional[int] = ..., stride_h: _Optional[int] = ..., stride_w: _Optional[int] = ..., engine: _Optional[_Union[PoolingParameter.Engine, str]] = ..., global_pooling: _Optional[bool] = ..., round_mode: _Optional[_Union[PoolingParameter.RoundMode, str]] = ...) -> None: ...
 
 class PowerParameter(_message.Message):
     __slots__ = ("power", "scale", "shift")
@@ -1427,9 +909,7 @@ class PowerParameter(_message.Message):
     power: float
     scale: float
     shift: float
-    def __init__(
-        self, power: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, power: _Optional[float] = ..., scale: _Optional[float] = ..., shift: _Optional[float] = ...) -> None: ...
 
 class PythonParameter(_message.Message):
     __slots__ = ("module", "layer", "param_str", "share_in_parallel")
@@ -1441,13 +921,7 @@ class PythonParameter(_message.Message):
     layer: str
     param_str: str
     share_in_parallel: bool
-    def __init__(
-        self,
-        module: _Optional[str] = ...,
-        layer: _Optional[str] = ...,
-        param_str: _Optional[str] = ...,
-        share_in_parallel: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, module: _Optional[str] = ..., layer: _Optional[str] = ..., param_str: _Optional[str] = ..., share_in_parallel: _Optional[bool] = ...) -> None: ...
 
 class RecurrentParameter(_message.Message):
     __slots__ = ("num_output", "weight_filler", "bias_filler", "debug_info", "expose_hidden")
@@ -1461,14 +935,7 @@ class RecurrentParameter(_message.Message):
     bias_filler: FillerParameter
     debug_info: bool
     expose_hidden: bool
-    def __init__(
-        self,
-        num_output: _Optional[int] = ...,
-        weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        debug_info: _Optional[bool] = ...,
-        expose_hidden: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, num_output: _Optional[int] = ..., weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., debug_info: _Optional[bool] = ..., expose_hidden: _Optional[bool] = ...) -> None: ...
 
 class ReductionParameter(_message.Message):
     __slots__ = ("operation", "axis", "coeff")
@@ -1478,7 +945,6 @@ class ReductionParameter(_message.Message):
         ASUM: _ClassVar[ReductionParameter.ReductionOp]
         SUMSQ: _ClassVar[ReductionParameter.ReductionOp]
         MEAN: _ClassVar[ReductionParameter.ReductionOp]
-
     SUM: ReductionParameter.ReductionOp
     ASUM: ReductionParameter.ReductionOp
     SUMSQ: ReductionParameter.ReductionOp
@@ -1489,12 +955,7 @@ class ReductionParameter(_message.Message):
     operation: ReductionParameter.ReductionOp
     axis: int
     coeff: float
-    def __init__(
-        self,
-        operation: _Optional[_Union[ReductionParameter.ReductionOp, str]] = ...,
-        axis: _Optional[int] = ...,
-        coeff: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, operation: _Optional[_Union[ReductionParameter.ReductionOp, str]] = ..., axis: _Optional[int] = ..., coeff: _Optional[float] = ...) -> None: ...
 
 class ReLUParameter(_message.Message):
     __slots__ = ("negative_slope", "engine")
@@ -1503,7 +964,6 @@ class ReLUParameter(_message.Message):
         DEFAULT: _ClassVar[ReLUParameter.Engine]
         CAFFE: _ClassVar[ReLUParameter.Engine]
         CUDNN: _ClassVar[ReLUParameter.Engine]
-
     DEFAULT: ReLUParameter.Engine
     CAFFE: ReLUParameter.Engine
     CUDNN: ReLUParameter.Engine
@@ -1511,9 +971,7 @@ class ReLUParameter(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     negative_slope: float
     engine: ReLUParameter.Engine
-    def __init__(
-        self, negative_slope: _Optional[float] = ..., engine: _Optional[_Union[ReLUParameter.Engine, str]] = ...
-    ) -> None: ...
+    def __init__(self, negative_slope: _Optional[float] = ..., engine: _Optional[_Union[ReLUParameter.Engine, str]] = ...) -> None: ...
 
 class ReshapeParameter(_message.Message):
     __slots__ = ("shape", "axis", "num_axes")
@@ -1523,12 +981,7 @@ class ReshapeParameter(_message.Message):
     shape: BlobShape
     axis: int
     num_axes: int
-    def __init__(
-        self,
-        shape: _Optional[_Union[BlobShape, _Mapping]] = ...,
-        axis: _Optional[int] = ...,
-        num_axes: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, shape: _Optional[_Union[BlobShape, _Mapping]] = ..., axis: _Optional[int] = ..., num_axes: _Optional[int] = ...) -> None: ...
 
 class ScaleParameter(_message.Message):
     __slots__ = ("axis", "num_axes", "filler", "bias_term", "bias_filler")
@@ -1542,14 +995,7 @@ class ScaleParameter(_message.Message):
     filler: FillerParameter
     bias_term: bool
     bias_filler: FillerParameter
-    def __init__(
-        self,
-        axis: _Optional[int] = ...,
-        num_axes: _Optional[int] = ...,
-        filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_term: _Optional[bool] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, axis: _Optional[int] = ..., num_axes: _Optional[int] = ..., filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_term: _Optional[bool] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...) -> None: ...
 
 class SigmoidParameter(_message.Message):
     __slots__ = ("engine",)
@@ -1558,7 +1004,6 @@ class SigmoidParameter(_message.Message):
         DEFAULT: _ClassVar[SigmoidParameter.Engine]
         CAFFE: _ClassVar[SigmoidParameter.Engine]
         CUDNN: _ClassVar[SigmoidParameter.Engine]
-
     DEFAULT: SigmoidParameter.Engine
     CAFFE: SigmoidParameter.Engine
     CUDNN: SigmoidParameter.Engine
@@ -1574,9 +1019,7 @@ class SliceParameter(_message.Message):
     axis: int
     slice_point: _containers.RepeatedScalarFieldContainer[int]
     slice_dim: int
-    def __init__(
-        self, axis: _Optional[int] = ..., slice_point: _Optional[_Iterable[int]] = ..., slice_dim: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, axis: _Optional[int] = ..., slice_point: _Optional[_Iterable[int]] = ..., slice_dim: _Optional[int] = ...) -> None: ...
 
 class SoftmaxParameter(_message.Message):
     __slots__ = ("engine", "axis")
@@ -1585,7 +1028,6 @@ class SoftmaxParameter(_message.Message):
         DEFAULT: _ClassVar[SoftmaxParameter.Engine]
         CAFFE: _ClassVar[SoftmaxParameter.Engine]
         CUDNN: _ClassVar[SoftmaxParameter.Engine]
-
     DEFAULT: SoftmaxParameter.Engine
     CAFFE: SoftmaxParameter.Engine
     CUDNN: SoftmaxParameter.Engine
@@ -1593,9 +1035,7 @@ class SoftmaxParameter(_message.Message):
     AXIS_FIELD_NUMBER: _ClassVar[int]
     engine: SoftmaxParameter.Engine
     axis: int
-    def __init__(
-        self, engine: _Optional[_Union[SoftmaxParameter.Engine, str]] = ..., axis: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, engine: _Optional[_Union[SoftmaxParameter.Engine, str]] = ..., axis: _Optional[int] = ...) -> None: ...
 
 class SwishParameter(_message.Message):
     __slots__ = ("beta",)
@@ -1610,7 +1050,6 @@ class TanHParameter(_message.Message):
         DEFAULT: _ClassVar[TanHParameter.Engine]
         CAFFE: _ClassVar[TanHParameter.Engine]
         CUDNN: _ClassVar[TanHParameter.Engine]
-
     DEFAULT: TanHParameter.Engine
     CAFFE: TanHParameter.Engine
     CUDNN: TanHParameter.Engine
@@ -1633,21 +1072,7 @@ class ThresholdParameter(_message.Message):
     def __init__(self, threshold: _Optional[float] = ...) -> None: ...
 
 class WindowDataParameter(_message.Message):
-    __slots__ = (
-        "source",
-        "scale",
-        "mean_file",
-        "batch_size",
-        "crop_size",
-        "mirror",
-        "fg_threshold",
-        "bg_threshold",
-        "fg_fraction",
-        "context_pad",
-        "crop_mode",
-        "cache_images",
-        "root_folder",
-    )
+    __slots__ = ("source", "scale", "mean_file", "batch_size", "crop_size", "mirror", "fg_threshold", "bg_threshold", "fg_fraction", "context_pad", "crop_mode", "cache_images", "root_folder")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     MEAN_FILE_FIELD_NUMBER: _ClassVar[int]
@@ -1674,22 +1099,7 @@ class WindowDataParameter(_message.Message):
     crop_mode: str
     cache_images: bool
     root_folder: str
-    def __init__(
-        self,
-        source: _Optional[str] = ...,
-        scale: _Optional[float] = ...,
-        mean_file: _Optional[str] = ...,
-        batch_size: _Optional[int] = ...,
-        crop_size: _Optional[int] = ...,
-        mirror: _Optional[bool] = ...,
-        fg_threshold: _Optional[float] = ...,
-        bg_threshold: _Optional[float] = ...,
-        fg_fraction: _Optional[float] = ...,
-        context_pad: _Optional[int] = ...,
-        crop_mode: _Optional[str] = ...,
-        cache_images: _Optional[bool] = ...,
-        root_folder: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., scale: _Optional[float] = ..., mean_file: _Optional[str] = ..., batch_size: _Optional[int] = ..., crop_size: _Optional[int] = ..., mirror: _Optional[bool] = ..., fg_threshold: _Optional[float] = ..., bg_threshold: _Optional[float] = ..., fg_fraction: _Optional[float] = ..., context_pad: _Optional[int] = ..., crop_mode: _Optional[str] = ..., cache_images: _Optional[bool] = ..., root_folder: _Optional[str] = ...) -> None: ...
 
 class SPPParameter(_message.Message):
     __slots__ = ("pyramid_height", "pool", "engine")
@@ -1698,7 +1108,6 @@ class SPPParameter(_message.Message):
         MAX: _ClassVar[SPPParameter.PoolMethod]
         AVE: _ClassVar[SPPParameter.PoolMethod]
         STOCHASTIC: _ClassVar[SPPParameter.PoolMethod]
-
     MAX: SPPParameter.PoolMethod
     AVE: SPPParameter.PoolMethod
     STOCHASTIC: SPPParameter.PoolMethod
@@ -1707,7 +1116,6 @@ class SPPParameter(_message.Message):
         DEFAULT: _ClassVar[SPPParameter.Engine]
         CAFFE: _ClassVar[SPPParameter.Engine]
         CUDNN: _ClassVar[SPPParameter.Engine]
-
     DEFAULT: SPPParameter.Engine
     CAFFE: SPPParameter.Engine
     CUDNN: SPPParameter.Engine
@@ -1717,59 +1125,10 @@ class SPPParameter(_message.Message):
     pyramid_height: int
     pool: SPPParameter.PoolMethod
     engine: SPPParameter.Engine
-    def __init__(
-        self,
-        pyramid_height: _Optional[int] = ...,
-        pool: _Optional[_Union[SPPParameter.PoolMethod, str]] = ...,
-        engine: _Optional[_Union[SPPParameter.Engine, str]] = ...,
-    ) -> None: ...
+    def __init__(self, pyramid_height: _Optional[int] = ..., pool: _Optional[_Union[SPPParameter.PoolMethod, str]] = ..., engine: _Optional[_Union[SPPParameter.Engine, str]] = ...) -> None: ...
 
 class V1LayerParameter(_message.Message):
-    __slots__ = (
-        "bottom",
-        "top",
-        "name",
-        "include",
-        "exclude",
-        "type",
-        "blobs",
-        "param",
-        "blob_share_mode",
-        "blobs_lr",
-        "weight_decay",
-        "loss_weight",
-        "accuracy_param",
-        "argmax_param",
-        "concat_param",
-        "contrastive_loss_param",
-        "convolution_param",
-        "data_param",
-        "dropout_param",
-        "dummy_data_param",
-        "eltwise_param",
-        "exp_param",
-        "hdf5_data_param",
-        "hdf5_output_param",
-        "hinge_loss_param",
-        "image_data_param",
-        "infogain_loss_param",
-        "inner_product_param",
-        "lrn_param",
-        "memory_data_param",
-        "mvn_param",
-        "pooling_param",
-        "power_param",
-        "relu_param",
-        "sigmoid_param",
-        "softmax_param",
-        "slice_param",
-        "tanh_param",
-        "threshold_param",
-        "window_data_param",
-        "transform_param",
-        "loss_param",
-        "layer",
-    )
+    __slots__ = ("bottom", "top", "name", "include", "exclude", "type", "blobs", "param", "blob_share_mode", "blobs_lr", "weight_decay", "loss_weight", "accuracy_param", "argmax_param", "concat_param", "contrastive_loss_param", "convolution_param", "data_param", "dropout_param", "dummy_data_param", "eltwise_param", "exp_param", "hdf5_data_param", "hdf5_output_param", "hinge_loss_param", "image_data_param", "infogain_loss_param", "inner_product_param", "lrn_param", "memory_data_param", "mvn_param", "pooling_param", "power_param", "relu_param", "sigmoid_param", "softmax_param", "slice_param", "tanh_param", "threshold_param", "window_data_param", "transform_param", "loss_param", "layer")
     class LayerType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NONE: _ClassVar[V1LayerParameter.LayerType]
@@ -1812,7 +1171,6 @@ class V1LayerParameter(_message.Message):
         TANH: _ClassVar[V1LayerParameter.LayerType]
         WINDOW_DATA: _ClassVar[V1LayerParameter.LayerType]
         THRESHOLD: _ClassVar[V1LayerParameter.LayerType]
-
     NONE: V1LayerParameter.LayerType
     ABSVAL: V1LayerParameter.LayerType
     ACCURACY: V1LayerParameter.LayerType
@@ -1857,7 +1215,6 @@ class V1LayerParameter(_message.Message):
         __slots__ = ()
         STRICT: _ClassVar[V1LayerParameter.DimCheckMode]
         PERMISSIVE: _ClassVar[V1LayerParameter.DimCheckMode]
-
     STRICT: V1LayerParameter.DimCheckMode
     PERMISSIVE: V1LayerParameter.DimCheckMode
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
@@ -1946,100 +1303,15 @@ class V1LayerParameter(_message.Message):
     transform_param: TransformationParameter
     loss_param: LossParameter
     layer: V0LayerParameter
-    def __init__(
-        self,
-        bottom: _Optional[_Iterable[str]] = ...,
-        top: _Optional[_Iterable[str]] = ...,
-        name: _Optional[str] = ...,
-        include: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ...,
-        exclude: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ...,
-        type: _Optional[_Union[V1LayerParameter.LayerType, str]] = ...,
-        blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ...,
-        param: _Optional[_Iterable[str]] = ...,
-        blob_share_mode: _Optional[_Iterable[_Union[V1LayerParameter.DimCheckMode, str]]] = ...,
-        blobs_lr: _Optional[_Iterable[float]] = ...,
-        weight_decay: _Optional[_Iterable[float]] = ...,
-        loss_weight: _Optional[_Iterable[float]] = ...,
-        accuracy_param: _Optional[_Union[AccuracyParameter, _Mapping]] = ...,
-        argmax_param: _Optional[_Union[ArgMaxParameter, _Mapping]] = ...,
-        concat_param: _Optional[_Union[ConcatParameter, _Mapping]] = ...,
-        contrastive_loss_param: _Optional[_Union[ContrastiveLossParameter, _Mapping]] = ...,
-        convolution_param: _Optional[_Union[ConvolutionParameter, _Mapping]] = ...,
-        data_param: _Optional[_Union[DataParameter, _Mapping]] = ...,
-        dropout_param: _Optional[_Union[DropoutParameter, _Mapping]] = ...,
-        dummy_data_param: _Optional[_Union[DummyDataParameter, _Mapping]] = ...,
-        eltwise_param: _Optional[_Union[EltwiseParameter, _Mapping]] = ...,
-        exp_param: _Optional[_Union[ExpParameter, _Mapping]] = ...,
-        hdf5_data_param: _Optional[_Union[HDF5DataParameter, _Mapping]] = ...,
-        hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ...,
-        hinge_loss_param: _Optional[_Union[HingeLossParameter, _Mapping]] = ...,
-        image_data_param: _Optional[_Union[ImageDataParameter, _Mapping]] = ...,
-        infogain_loss_param: _Optional[_Union[InfogainLossParameter, _Mapping]] = ...,
-        inner_product_param: _Optional[_Union[InnerProductParameter, _Mapping]] = ...,
-        lrn_param: _Optional[_Union[LRNParameter, _Mapping]] = ...,
-        memory_data_param: _Optional[_Union[MemoryDataParameter, _Mapping]] = ...,
-        mvn_param: _Optional[_Union[MVNParameter, _Mapping]] = ...,
-        pooling_param: _Optional[_Union[PoolingParameter, _Mapping]] = ...,
-        power_param: _Optional[_Union[PowerParameter, _Mapping]] = ...,
-        relu_param: _Optional[_Union[ReLUParameter, _Mapping]] = ...,
-        sigmoid_param: _Optional[_Union[SigmoidParameter, _Mapping]] = ...,
-        softmax_param: _Optional[_Union[SoftmaxParameter, _Mapping]] = ...,
-        slice_param: _Optional[_Union[SliceParameter, _Mapping]] = ...,
-        tanh_param: _Optional[_Union[TanHParameter, _Mapping]] = ...,
-        threshold_param: _Optional[_Union[ThresholdParameter, _Mapping]] = ...,
-        window_data_param: _Optional[_Union[WindowDataParameter, _Mapping]] = ...,
-        transform_param: _Optional[_Union[TransformationParameter, _Mapping]] = ...,
-        loss_param: _Optional[_Union[LossParameter, _Mapping]] = ...,
-        layer: _Optional[_Union[V0LayerParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, bottom: _Optional[_Iterable[str]] = ..., top: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., include: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ..., exclude: _Optional[_Iterable[_Union[NetStateRule, _Mapping]]] = ..., type: _Optional[_Union[V1LayerParameter.LayerType, str]] = ..., blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., param: _Optional[_Iterable[str]] = ..., blob_share_mode: _Optional[_Iterable[_Union[V1LayerParameter.DimCheckMode, str]]] = ..., blobs_lr: _Optional[_Iterable[float]] = ..., weight_decay: _Optional[_Iterable[float]] = ..., loss_weight: _Optional[_Iterable[float]] = ..., accuracy_param: _Optional[_Union[AccuracyParameter, _Mapping]] = ..., argmax_param: _Optional[_Union[ArgMaxParameter, _Mapping]] = ..., concat_param: _Optional[_Union[ConcatParameter, _Mapping]] = ..., contrastive_loss_param: _Optional[_Union[ContrastiveLossParameter, _Mapping]] = ..., convolution_param: _Optional[_Union[ConvolutionParameter, _Mapping]] = ..., data_param: _Optional[_Union[DataParameter, _Mapping]] = ..., dropout_param: _Optional[_Union[DropoutParameter, _Mapping]] = ..., dummy_data_param: _Optional[_Union[DummyDataParameter, _Mapping]] = ..., eltwise_param: _Optional[_Union[EltwiseParameter, _Mapping]] = ..., exp_param: _Optional[_Union[ExpParameter, _Mapping]] = ..., hdf5_data_param: _Optional[_Union[HDF5DataParameter, _Mapping]] = ..., hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ..., hinge_loss_param: _Optional[_Union[HingeLossParameter, _Mapping]] = ..., image_data_param: _Optional[_Union[ImageDataParameter, _Mapping]] = ..., infogain_loss_param: _Optional[_Union[InfogainLossParameter, _Mapping]] = ..., inner_product_param: _Optional[_Union[InnerProductParameter, _Mapping]] = ..., lrn_param: _Optional[_Union[LRNParameter, _Mapping]] = ..., memory_data_param: _Optional[_Union[MemoryDataParameter, _Mapping]] = ..., mvn_param: _Optional[_Union[MVNParameter, _Mapping]] = ..., pooling_param: _Optional[_Union[PoolingParameter, _Mapping]] = ..., power_param: _Optional[_Union[PowerParameter, _Mapping]] = ..., relu_param: _Optional[_Union[ReLUParameter, _Mapping]] = ..., sigmoid_param: _Optional[_Union[SigmoidParameter, _Mapping]] = ..., softmax_param: _Optional[_Union[SoftmaxParameter, _Mapping]] = ..., slice_param: _Optional[_Union[SliceParameter, _Mapping]] = ..., tanh_param: _Optional[_Union[TanHParameter, _Mapping]] = ..., threshold_param: _Optional[_Union[ThresholdParameter, _Mapping]] = ..., window_data_param: _Optional[_Union[WindowDataParameter, _Mapping]] = ..., transform_param: _Optional[_Union[TransformationParameter, _Mapping]] = ..., loss_param: _Optional[_Union[LossParameter, _Mapping]] = ..., layer: _Optional[_Union[V0LayerParameter, _Mapping]] = ...) -> None: ...
 
 class V0LayerParameter(_message.Message):
-    __slots__ = (
-        "name",
-        "type",
-        "num_output",
-        "biasterm",
-        "weight_filler",
-        "bias_filler",
-        "pad",
-        "kernelsize",
-        "group",
-        "stride",
-        "pool",
-        "dropout_ratio",
-        "local_size",
-        "alpha",
-        "beta",
-        "k",
-        "source",
-        "scale",
-        "meanfile",
-        "batchsize",
-        "cropsize",
-        "mirror",
-        "blobs",
-        "blobs_lr",
-        "weight_decay",
-        "rand_skip",
-        "det_fg_threshold",
-        "det_bg_threshold",
-        "det_fg_fraction",
-        "det_context_pad",
-        "det_crop_mode",
-        "new_num",
-        "new_channels",
-        "new_height",
-        "new_width",
-        "shuffle_images",
-        "concat_dim",
-        "hdf5_output_param",
-    )
+    __slots__ = ("name", "type", "num_output", "biasterm", "weight_filler", "bias_filler", "pad", "kernelsize", "group", "stride", "pool", "dropout_ratio", "local_size", "alpha", "beta", "k", "source", "scale", "meanfile", "batchsize", "cropsize", "mirror", "blobs", "blobs_lr", "weight_decay", "rand_skip", "det_fg_threshold", "det_bg_threshold", "det_fg_fraction", "det_context_pad", "det_crop_mode", "new_num", "new_channels", "new_height", "new_width", "shuffle_images", "concat_dim", "hdf5_output_param")
     class PoolMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MAX: _ClassVar[V0LayerParameter.PoolMethod]
         AVE: _ClassVar[V0LayerParameter.PoolMethod]
         STOCHASTIC: _ClassVar[V0LayerParameter.PoolMethod]
-
     MAX: V0LayerParameter.PoolMethod
     AVE: V0LayerParameter.PoolMethod
     STOCHASTIC: V0LayerParameter.PoolMethod
@@ -2119,47 +1391,7 @@ class V0LayerParameter(_message.Message):
     shuffle_images: bool
     concat_dim: int
     hdf5_output_param: HDF5OutputParameter
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        type: _Optional[str] = ...,
-        num_output: _Optional[int] = ...,
-        biasterm: _Optional[bool] = ...,
-        weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ...,
-        pad: _Optional[int] = ...,
-        kernelsize: _Optional[int] = ...,
-        group: _Optional[int] = ...,
-        stride: _Optional[int] = ...,
-        pool: _Optional[_Union[V0LayerParameter.PoolMethod, str]] = ...,
-        dropout_ratio: _Optional[float] = ...,
-        local_size: _Optional[int] = ...,
-        alpha: _Optional[float] = ...,
-        beta: _Optional[float] = ...,
-        k: _Optional[float] = ...,
-        source: _Optional[str] = ...,
-        scale: _Optional[float] = ...,
-        meanfile: _Optional[str] = ...,
-        batchsize: _Optional[int] = ...,
-        cropsize: _Optional[int] = ...,
-        mirror: _Optional[bool] = ...,
-        blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ...,
-        blobs_lr: _Optional[_Iterable[float]] = ...,
-        weight_decay: _Optional[_Iterable[float]] = ...,
-        rand_skip: _Optional[int] = ...,
-        det_fg_threshold: _Optional[float] = ...,
-        det_bg_threshold: _Optional[float] = ...,
-        det_fg_fraction: _Optional[float] = ...,
-        det_context_pad: _Optional[int] = ...,
-        det_crop_mode: _Optional[str] = ...,
-        new_num: _Optional[int] = ...,
-        new_channels: _Optional[int] = ...,
-        new_height: _Optional[int] = ...,
-        new_width: _Optional[int] = ...,
-        shuffle_images: _Optional[bool] = ...,
-        concat_dim: _Optional[int] = ...,
-        hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., num_output: _Optional[int] = ..., biasterm: _Optional[bool] = ..., weight_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., bias_filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., pad: _Optional[int] = ..., kernelsize: _Optional[int] = ..., group: _Optional[int] = ..., stride: _Optional[int] = ..., pool: _Optional[_Union[V0LayerParameter.PoolMethod, str]] = ..., dropout_ratio: _Optional[float] = ..., local_size: _Optional[int] = ..., alpha: _Optional[float] = ..., beta: _Optional[float] = ..., k: _Optional[float] = ..., source: _Optional[str] = ..., scale: _Optional[float] = ..., meanfile: _Optional[str] = ..., batchsize: _Optional[int] = ..., cropsize: _Optional[int] = ..., mirror: _Optional[bool] = ..., blobs: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., blobs_lr: _Optional[_Iterable[float]] = ..., weight_decay: _Optional[_Iterable[float]] = ..., rand_skip: _Optional[int] = ..., det_fg_threshold: _Optional[float] = ..., det_bg_threshold: _Optional[float] = ..., det_fg_fraction: _Optional[float] = ..., det_context_pad: _Optional[int] = ..., det_crop_mode: _Optional[str] = ..., new_num: _Optional[int] = ..., new_channels: _Optional[int] = ..., new_height: _Optional[int] = ..., new_width: _Optional[int] = ..., shuffle_images: _Optional[bool] = ..., concat_dim: _Optional[int] = ..., hdf5_output_param: _Optional[_Union[HDF5OutputParameter, _Mapping]] = ...) -> None: ...
 
 class PReLUParameter(_message.Message):
     __slots__ = ("filler", "channel_shared")
@@ -2167,6 +1399,4 @@ class PReLUParameter(_message.Message):
     CHANNEL_SHARED_FIELD_NUMBER: _ClassVar[int]
     filler: FillerParameter
     channel_shared: bool
-    def __init__(
-        self, filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., channel_shared: _Optional[bool] = ...
-    ) -> None: ...
+    def __init__(self, filler: _Optional[_Union[FillerParameter, _Mapping]] = ..., channel_shared: _Optional[bool] = ...) -> None: ...

@@ -11,6 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROTO = "caffe_compat/schema/caffe.proto"
+STUB_HEAD = "# mypy: disable-error-code=type-arg\n"
 TEMPLATE = '''"""Generated from caffe.proto by caffe_compat.schema.generate; do not edit."""
 
 from google.protobuf import descriptor_pool
@@ -35,7 +36,9 @@ def compile_proto(root: Path) -> tuple[bytes, str]:
         if protoc.main(["protoc", *args]) != 0:
             raise SystemExit("protoc refused caffe.proto")
         files = FileDescriptorSet.FromString((out / "set").read_bytes()).file
-        return files[0].SerializeToString(deterministic=True), (out / PROTO).with_name("caffe_pb2.pyi").read_text()
+        return files[0].SerializeToString(deterministic=True), STUB_HEAD + (out / PROTO).with_name(
+            "caffe_pb2.pyi"
+        ).read_text()
 
 
 def module_text(serialized: bytes) -> str:
