@@ -1,0 +1,569 @@
+"""Nets and solvers of older generations brought to the newest one, as Caffe does on reading.
+
+Rules: util/upgrade_proto.cpp of BVLC Caffe. The steps run in its order; each is (needs, apply) and idempotent:
+V0 -> V1 (padding layers folded in), data transformation parameters, V1 -> V2, input fields -> Input layer,
+BatchNorm's three param entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from google.protobuf.message import Message
+
+from caffe_compat.errors import UpgradeError, VggcError, Where
+from caffe_compat.schema import pb
+from caffe_compat.source import SourceMap
+
+V0_TYPES = {
+    "accuracy": "ACCURACY",
+    "bnll": "BNLL",
+    "concat": "CONCAT",
+    "conv": "CONVOLUTION",
+    "data": "DATA",
+    "dropout": "DROPOUT",
+    "euclidean_loss": "EUCLIDEAN_LOSS",
+    "flatten": "FLATTEN",
+    "hdf5_data": "HDF5_DATA",
+    "hdf5_output": "HDF5_OUTPUT",
+    "im2col": "IM2COL",
+    "images": "IMAGE_DATA",
+    "infogain_loss": "INFOGAIN_LOSS",
+    "innerproduct": "INNER_PRODUCT",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MULTINOMIAL_LOGISTIC_LOSS",
+    "pool": "POOLING",
+    "relu": "RELU",
+    "sigmoid": "SIGMOID",
+    "softmax": "SOFTMAX",
+    "softmax_loss": "SOFTMAX_LOSS",
+    "split": "SPLIT",
+    "tanh": "TANH",
+    "window_data": "WINDOW_DATA",
+}
+"""V0 type string -> V1 type name; "padding" is folded into the layer that reads it."""
+
+V1_TYPES = {
+    "NONE": "",
+    "ABSVAL": "AbsVal",
+    "ACCURACY": "Accuracy",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "CONCAT": "Concat",
+    "CONTRASTIVE_LOSS": "ContrastiveLoss",
+    "CONVOLUTION": "Convolution",
+    "DATA": "Data",
+    "DECONVOLUTION": "Deconvolution",
+    "DROPOUT": "Dropout",
+    "DUMMY_DATA": "DummyData",
+    "EUCLIDEAN_LOSS": "EuclideanLoss",
+    "ELTWISE": "Eltwise",
+    "EXP": "Exp",
+    "FLATTEN": "Flatten",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "HINGE_LOSS": "HingeLoss",
+    "IM2COL": "Im2col",
+    "IMAGE_DATA": "ImageData",
+    "INFOGAIN_LOSS": "InfogainLoss",
+    "INNER_PRODUCT": "InnerProduct",
+    "LRN": "LRN",
+    "MEMORY_DATA": "MemoryData",
+    "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss",
+    "MVN": "MVN",
+    "POOLING": "Pooling",
+    "POWER": "Power",
+    "RELU": "ReLU",
+    "SIGMOID": "Sigmoid",
+    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss",
+    "SILENCE": "Silence",
+    "SLICE": "Slice",
+    "SOFTMAX": "Softmax",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "SPLIT": "Split",
+    "TANH": "TanH",
+    "THRESHOLD": "Threshold",
+    "WINDOW_DATA": "WindowData",
+}
+"""V1 type name -> V2 type string."""
+
+V0_PARAMS = {
+    "concat": "concat_param",
+    "conv": "convolution_param",
+    "data": "data_param",
+    "dropout": "dropout_param",
+    "hdf5_data": "hdf5_data_param",
+    "hdf5_output": "hdf5_output_param",
+    "images": "image_data_param",
+    "infogain_loss": "infogain_loss_param",
+    "innerproduct": "inner_product_param",
+    "lrn": "lrn_param",
+    "pool": "pooling_param",
+    "window_data": "window_data_param",
+}
+"""V0 type string -> the message that takes its parameters."""
+
+V0_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "num_output": ("num_output", ("conv", "innerproduct")),
+    "biasterm": ("bias_term", ("conv", "innerproduct")),
+    "weight_filler": ("weight_filler", ("conv", "innerproduct")),
+    "bias_filler": ("bias_filler", ("conv", "innerproduct")),
+    "pad": ("pad", ("conv", "pool")),
+    "kernelsize": ("kernel_size", ("conv", "pool")),
+    "group": ("group", ("conv",)),
+    "stride": ("stride", ("conv", "pool")),
+    "pool": ("pool", ("pool",)),
+    "dropout_ratio": ("dropout_ratio", ("dropout",)),
+    "local_size": ("local_size", ("lrn",)),
+    "alpha": ("alpha", ("lrn",)),
+    "beta": ("beta", ("lrn",)),
+    "k": ("k", ("lrn",)),
+    "source": ("source", ("data", "hdf5_data", "images", "window_data", "infogain_loss")),
+    "batchsize": ("batch_size", ("data", "hdf5_data", "images", "window_data")),
+    "rand_skip": ("rand_skip", ("data", "images")),
+    "shuffle_images": ("shuffle", ("images",)),
+    "new_height": ("new_height", ("images",)),
+    "new_width": ("new_width", ("images",)),
+    "concat_dim": ("concat_dim", ("concat",)),
+    "det_fg_threshold": ("fg_threshold", ("window_data",)),
+    "det_bg_threshold": ("bg_threshold", ("window_data",)),
+    "det_fg_fraction": ("fg_fraction", ("window_data",)),
+    "det_context_pad": ("context_pad", ("window_data",)),
+    "det_crop_mode": ("crop_mode", ("window_data",)),
+}
+"""V0 field -> its newer name, and the V0 types that take it."""
+
+V0_TRANSFORM = {"scale": "scale", "meanfile": "mean_file", "cropsize": "crop_size", "mirror": "mirror"}
+"""V0 field -> field of transform_param, for every type."""
+
+TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
+DATA_PARAMS = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
+"""V1 type name -> the message whose TRANSFORM_FIELDS move to transform_param."""
+
+SOLVER_TYPES = {
+    "SGD": "SGD",
+    "NESTEROV": "Nesterov",
+    "ADAGRAD": "AdaGrad",
+    "RMSPROP": "RMSProp",
+    "ADADELTA": "AdaDelta",
+    "ADAM": "Adam",
+}
+"""SolverParameter.SolverType name -> type string."""
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """A net in the newest generation.
+
+    Attributes:
+        net: the new message; it shares nothing with the input.
+        origins: for each layer of `net` the path of the layer that it came from (`layers[3]`), "" for new ones.
+        problems: what Caffe reports as an error without stopping; these fields are lost.
+        notes: what was changed, dropped or will be ignored, one sentence each.
+        generation: "V0", "V1" or "V2", of the input.
+        changed: whether `net` differs from the input.
+    """
+
+    net: pb.NetParameter
+    origins: tuple[str, ...]
+    problems: tuple[VggcError, ...]
+    notes: tuple[str, ...]
+    generation: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class UpgradedSolver:
+    """A solver in the newest generation; the attributes are those of `Upgraded`."""
+
+    solver: pb.SolverParameter
+    notes: tuple[str, ...]
+    changed: bool
+
+
+@dataclass
+class Work:
+    """A net on its way: `net` is changed in place, `origins` follows its layers."""
+
+    net: pb.NetParameter
+    source: SourceMap = field(default_factory=SourceMap)
+    origins: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[VggcError] = field(default_factory=list)
+
+    def where(self, index: int, name: str = "", layer: str = "") -> Where:
+        return self.source.at(self.origins[index], name).in_layer(layer)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; `apply` changes a net for which `needs` is true so that it becomes false."""
+
+    name: str
+    needs: Callable[[pb.NetParameter], bool]
+    apply: Callable[[Work], None]
+
+
+def upgrade(net: pb.NetParameter) -> pb.NetParameter:
+    """A copy of `net` in the newest generation; like Caffe it goes on where a legacy field has no place.
+
+    Raises:
+        UpgradeError: Caffe would refuse the net.
+    """
+    return upgrade_net(net).net
+
+
+def upgrade_net(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
+    """Bring a net to the newest generation (UpgradeNetAsNeeded). Blobs inside layers go along.
+
+    Raises:
+        UpgradeError: Caffe would refuse the net, or would drop whole layers.
+    """
+    work = Work(pb.NetParameter(), source or SourceMap())
+    work.net.CopyFrom(net)
+    generation = generation_of(net)
+    kind = "layers" if net.layers else "layer"
+    work.origins = [f"{kind}[{i}]" for i in range(len(net.layers) or len(net.layer))]
+    changed = False
+    for step in STEPS:
+        if step.needs(work.net):
+            step.apply(work)
+            changed = True
+    return Upgraded(work.net, tuple(work.origins), tuple(work.problems), tuple(work.notes), generation, changed)
+
+
+def generation_of(net: pb.NetParameter) -> str:
+    """ "V0", "V1" or "V2" by the layers of a net."""
+    if any(layer.HasField("layer") for layer in net.layers):
+        return "V0"
+    return "V1" if net.layers else "V2"
+
+
+# -- V0 -> V1 ----------------------------------------------------------------------------------------------
+
+
+def _needs_v0(net: pb.NetParameter) -> bool:
+    return generation_of(net) == "V0"
+
+
+def _apply_v0(work: Work) -> None:
+    """UpgradeV0Net: keeps name, layers, input, input_dim and force_backward alone."""
+    _refuse_mixture(work)
+    _fold_padding(work)
+    old, work.net = work.net, pb.NetParameter()
+    for name in ("name", "force_backward"):
+        if old.HasField(name):  # type: ignore[arg-type]
+            setattr(work.net, name, getattr(old, name))
+    work.net.input.extend(old.input)
+    work.net.input_dim.extend(old.input_dim)
+    for name in ("state", "debug_info", "input_shape"):
+        if name in {f.name for f, _ in old.ListFields()}:
+            work.notes.append(f"dropped {name}: Caffe does not carry it over from a V0 net")
+    for index, layer in enumerate(old.layers):
+        _v0_layer(work, index, layer, work.net.layers.add())
+    work.notes.append(f"upgraded {len(old.layers)} V0 layer(s) to V1")
+
+
+def _refuse_mixture(work: Work) -> None:
+    """Refuse layers of other generations in a V0 net; Caffe drops them, or all they say."""
+    if work.net.layer:
+        _refuse_both(work)
+    for index, layer in enumerate(work.net.layers):
+        beside = [f.name for f, _ in layer.ListFields() if f.name not in ("layer", "bottom", "top")]
+        if beside:
+            what = f"layers[{index}] states {beside[0]} outside `layer {{ }}` in a V0 net"
+            remedy = "write the whole net in one generation; Caffe would drop this field"
+            raise UpgradeError(what, where=work.where(index, beside[0], layer.name or layer.layer.name), remedy=remedy)
+
+
+def _fold_padding(work: Work) -> None:
+    """UpgradeV0PaddingLayers: the reader of a padding layer takes over its pad and its bottom."""
+    layers = [pb.V1LayerParameter() for _ in ()] or list(work.net.layers)
+    maker = dict.fromkeys(work.net.input, -1)
+    kept = []
+    for index, layer in enumerate(layers):
+        if layer.layer.type != "padding":
+            kept.append(index)
+        for position, blob in enumerate(layer.bottom):
+            if blob not in maker:
+                where = work.where(index, f"bottom[{position}]", layer.layer.name)
+                raise UpgradeError(f'bottom "{blob}" is not a blob so far', where=where, remedy="check the spelling")
+            padding = layers[maker[blob]] if maker[blob] >= 0 else None
+            if padding is not None and padding.layer.type == "padding":
+                _fold(work, index, layer, padding)
+        maker.update(dict.fromkeys(layer.top, index))
+    if len(kept) < len(layers):
+        _keep_layers(work, kept)
+
+
+def _fold(work: Work, index: int, layer: pb.V1LayerParameter, padding: pb.V1LayerParameter) -> None:
+    where = work.where(index, "bottom", layer.layer.name)
+    name = padding.layer.name
+    if layer.layer.type not in ("conv", "pool"):
+        what = f'padding layer "{name}" feeds a layer of type "{layer.layer.type}"'
+        raise UpgradeError(what, where=where, remedy="only conv and pool can take over its pad")
+    for what, count in (
+        ("the reader of a padding layer has", len(layer.bottom)),
+        (f'padding layer "{name}" has', len(padding.bottom)),
+    ):
+        if count != 1:
+            raise UpgradeError(f"{what} {count} bottoms", where=where, remedy="give it one")
+    if len(padding.top) != 1:
+        what = f'padding layer "{name}" has {len(padding.top)} tops'
+        raise UpgradeError(what, where=where, remedy="give it one")
+    layer.layer.pad = padding.layer.pad
+    layer.bottom[0] = padding.bottom[0]
+    work.notes.append(f'folded padding layer "{name}" (pad {padding.layer.pad}) into "{layer.layer.name}"')
+
+
+def _keep_layers(work: Work, kept: list[int]) -> None:
+    for index in sorted(set(range(len(work.net.layers))) - set(kept), reverse=True):
+        del work.net.layers[index]
+    work.origins = [work.origins[index] for index in kept]
+
+
+def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter, new: pb.V1LayerParameter) -> None:
+    """UpgradeV0LayerParameter."""
+    v0 = old.layer
+    new.bottom.extend(old.bottom)
+    new.top.extend(old.top)
+    for name, value in _fields(v0):
+        if name == "type":
+            new.type = _v0_type(work, index, v0)
+        elif name == "name":
+            new.name = v0.name
+        elif name in ("blobs", "blobs_lr", "weight_decay"):
+            getattr(new, name).extend(value)
+        elif name in V0_TRANSFORM:
+            _put(new.transform_param, V0_TRANSFORM[name], value)
+        elif name == "hdf5_output_param" and v0.type == "hdf5_output":
+            new.hdf5_output_param.CopyFrom(value)
+        elif v0.type in V0_FIELDS.get(name, ("", ()))[1]:
+            _put(getattr(new, V0_PARAMS[v0.type]), V0_FIELDS[name][0], value)
+        else:
+            _misplaced(work, index, v0, name)
+
+
+def _v0_type(work: Work, index: int, v0: pb.V0LayerParameter) -> Any:
+    if v0.type not in V0_TYPES:
+        known = ", ".join([*V0_TYPES, "padding"])
+        where = work.where(index, "type", v0.name)
+        raise UpgradeError(f'unknown V0 layer type "{v0.type}"', where=where, remedy=f"known are {known}")
+    return V0_TYPES[v0.type]
+
+
+def _misplaced(work: Work, index: int, v0: pb.V0LayerParameter, name: str) -> None:
+    """A V0 field that the layer's type does not take; new_num and new_channels Caffe never reads."""
+    if name in ("new_num", "new_channels"):
+        work.notes.append(f'dropped {name} of layer "{v0.name}": Caffe never reads it')
+        return
+    what = f'layers of type "{v0.type}" have no {name}; it is dropped'
+    work.problems.append(UpgradeError(what, where=work.where(index, name, v0.name), remedy=f"remove {name}"))
+
+
+def _fields(message: Message) -> Iterator[tuple[str, Any]]:
+    for descriptor, value in message.ListFields():
+        yield descriptor.name, value
+
+
+def _put(message: Any, name: str, value: Any) -> None:
+    """Set a field that may be repeated, a message or a number."""
+    slot = getattr(message, name)
+    if message.DESCRIPTOR.fields_by_name[name].is_repeated:
+        slot.append(value)
+    elif isinstance(value, Message):
+        slot.CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+# -- data transformation parameters ------------------------------------------------------------------------
+
+
+def _data_param(layer: pb.V1LayerParameter) -> str:
+    return DATA_PARAMS.get(pb.V1LayerParameter.LayerType.Name(layer.type), "")
+
+
+def _legacy_transform(message: Any) -> list[str]:
+    return [name for name in TRANSFORM_FIELDS if message.HasField(name)]
+
+
+def _needs_data(net: pb.NetParameter) -> bool:
+    return any(_legacy_transform(getattr(layer, _data_param(layer))) for layer in net.layers if _data_param(layer))
+
+
+def _apply_data(work: Work) -> None:
+    """UpgradeNetDataTransformation; as there, all data layers gain a transform_param."""
+    for layer in work.net.layers:
+        if not _data_param(layer):
+            continue
+        message = getattr(layer, _data_param(layer))
+        message.SetInParent()
+        layer.transform_param.SetInParent()
+        moved = _legacy_transform(message)
+        for name in moved:
+            setattr(layer.transform_param, name, getattr(message, name))
+            message.ClearField(name)
+        if moved:
+            work.notes.append(f'moved {", ".join(moved)} of layer "{layer.name}" to transform_param')
+
+
+# -- V1 -> V2 ----------------------------------------------------------------------------------------------
+
+
+def _needs_v1(net: pb.NetParameter) -> bool:
+    return bool(net.layers)
+
+
+def _apply_v1(work: Work) -> None:
+    """UpgradeV1Net."""
+    if work.net.layer:
+        _refuse_both(work)
+    for old in work.net.layers:
+        _v1_layer(old, work.net.layer.add())
+    work.notes.append(f"upgraded {len(work.net.layers)} V1 layer(s) to V2")
+    work.net.ClearField("layers")
+
+
+def _refuse_both(work: Work) -> None:
+    what = f"the net has both `layer` ({len(work.net.layer)}) and `layers` ({len(work.net.layers)}) entries"
+    where = work.source.at("layer[0]")
+    raise UpgradeError(what, where=where, remedy="write all of them as `layer` with a quoted type")
+
+
+def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
+    """UpgradeV1LayerParameter."""
+    specs = {"param": "name", "blob_share_mode": "share_mode", "blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
+    for name, value in _fields(old):
+        if name == "type":
+            new.type = V1_TYPES[pb.V1LayerParameter.LayerType.Name(old.type)]
+        elif name in specs:
+            for index, entry in enumerate(value):
+                while len(new.param) <= index:
+                    new.param.add()
+                setattr(new.param[index], specs[name], entry)
+        elif old.DESCRIPTOR.fields_by_name[name].is_repeated:
+            getattr(new, name).extend(value)
+        else:
+            _put(new, name, value)
+
+
+# -- input fields ------------------------------------------------------------------------------------------
+
+
+def _needs_input(net: pb.NetParameter) -> bool:
+    return bool(net.input)
+
+
+def _apply_input(work: Work) -> None:
+    """UpgradeNetInput: four input_dim or one input_shape each; without either the names are dropped."""
+    net = work.net
+    if net.input_shape or net.input_dim:
+        shapes = _input_shapes(work)
+        layer = pb.LayerParameter(name="input", type="Input", top=net.input)
+        for shape in shapes:
+            layer.input_param.shape.add(dim=shape)
+        net.layer.insert(0, layer)
+        work.origins.insert(0, "")
+        stated = ", ".join(f"{n} {' x '.join(map(str, s))}" for n, s in zip(net.input, shapes, strict=True))
+        work.notes.append(f"replaced the input fields by an Input layer ({stated})")
+    else:
+        work.notes.append(f"dropped input {', '.join(net.input)}: no shape is stated")
+    for name in ("input", "input_shape", "input_dim"):
+        net.ClearField(name)
+
+
+def _input_shapes(work: Work) -> list[list[int]]:
+    net, count = work.net, len(work.net.input)
+    if net.input_shape:
+        name, shapes = "input_shape", [list(shape.dim) for shape in net.input_shape]
+        wanted = count
+    else:
+        name, wanted = "input_dim", 4 * count
+        shapes = [list(net.input_dim[i : i + 4]) for i in range(0, len(net.input_dim), 4)]
+    stated = len(getattr(net, name))
+    if stated < wanted:
+        what = f"{stated} {name} entries for {count} input(s); Caffe needs {wanted}"
+        raise UpgradeError(what, where=work.source.at("", name), remedy=f"state {wanted}")
+    if stated > wanted:
+        work.notes.append(f"dropped {stated - wanted} surplus {name} entries")
+    return shapes[:count]
+
+
+# -- BatchNorm ---------------------------------------------------------------------------------------------
+
+
+def _batch_norms(net: pb.NetParameter) -> Iterator[pb.LayerParameter]:
+    """BatchNorm layers with three param entries, of which some may learn."""
+    for layer in net.layer:
+        fixed = all(p.HasField("lr_mult") and p.HasField("decay_mult") and not p.lr_mult for p in layer.param)
+        fixed = fixed and not any(p.decay_mult for p in layer.param)
+        if layer.type == "BatchNorm" and len(layer.param) == 3 and not fixed:
+            yield layer
+
+
+def _needs_batch_norm(net: pb.NetParameter) -> bool:
+    return any(True for _ in _batch_norms(net))
+
+
+def _apply_batch_norm(work: Work) -> None:
+    """UpgradeNetBatchNorm: the statistics are not learned."""
+    for layer in _batch_norms(work.net):
+        for spec in layer.param:
+            spec.lr_mult = spec.decay_mult = 0
+        work.notes.append(f'set lr_mult and decay_mult of BatchNorm layer "{layer.name}" to 0')
+
+
+STEPS = (
+    Step("V0 -> V1", _needs_v0, _apply_v0),
+    Step("data transformation", _needs_data, _apply_data),
+    Step("V1 -> V2", _needs_v1, _apply_v1),
+    Step("input fields", _needs_input, _apply_input),
+    Step("BatchNorm params", _needs_batch_norm, _apply_batch_norm),
+)
+
+
+# -- solvers -----------------------------------------------------------------------------------------------
+
+
+def upgrade_solver(solver: pb.SolverParameter, source: SourceMap | None = None) -> UpgradedSolver:
+    """A copy of a solver with its type as a string (UpgradeSolverType). Inline nets stay as they are, as in Caffe.
+
+    Raises:
+        UpgradeError: both `type` and `solver_type` are stated.
+    """
+    source = source or SourceMap()
+    new = pb.SolverParameter()
+    new.CopyFrom(solver)
+    notes = [f"{name} is a {kind} net; Caffe leaves it so" for name, kind in _legacy_nets(solver)]
+    if not solver.HasField("solver_type"):
+        return UpgradedSolver(new, tuple(notes), False)
+    if solver.HasField("type"):
+        where = source.at("", "solver_type")
+        raise UpgradeError("both type and solver_type are stated", where=where, remedy="remove solver_type")
+    old = pb.SolverParameter.SolverType.Name(solver.solver_type)
+    new.type = SOLVER_TYPES[old]
+    new.ClearField("solver_type")
+    notes.insert(0, f'replaced solver_type: {old} by type: "{new.type}"')
+    return UpgradedSolver(new, tuple(notes), True)
+
+
+def _legacy_nets(solver: pb.SolverParameter) -> Iterator[tuple[str, str]]:
+    named = [("net_param", solver.net_param), ("train_net_param", solver.train_net_param)]
+    named += [(f"test_net_param[{i}]", net) for i, net in enumerate(solver.test_net_param)]
+    for name, net in named:
+        if net.layers:
+            yield name, generation_of(net)
+
+
+def snapshot_prefix(solver: pb.SolverParameter, path: str, is_directory: Callable[[str], bool]) -> str:
+    """The prefix that Caffe uses for the solver file at `path` (UpgradeSnapshotPrefixProperty)."""
+    file = PurePath(path)
+    if not solver.HasField("snapshot_prefix"):
+        return str(file.with_suffix(""))
+    if is_directory(solver.snapshot_prefix):
+        return str(PurePath(solver.snapshot_prefix) / file.stem)
+    return solver.snapshot_prefix
