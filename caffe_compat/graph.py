@@ -16,7 +16,7 @@ from caffe_compat.errors import GraphError, LayerError, Problems, VggcError, Whe
 from caffe_compat.layers.base import Context, Layer, Shape, find_layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
-from caffe_compat.upgrade import upgrade_net
+from caffe_compat.upgrade import Upgraded, upgrade_net
 
 MAX_AXES = 32
 MAX_COUNT = 2**31 - 1
@@ -120,9 +120,26 @@ class Graph:
         """
         upgraded = upgrade_net(net, source or SourceMap())
         context = Context(phase, profile, dialect, folder)
+        return cls.from_upgraded(
+            upgraded, context, stages=stages, level=level, input_shapes=input_shapes, source=source, collect=collect
+        )
+
+    @classmethod
+    def from_upgraded(
+        cls,
+        upgraded: Upgraded,
+        context: Context,
+        *,
+        stages: Sequence[str] = (),
+        level: int = 0,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        source: SourceMap | None = None,
+        collect: bool = False,
+    ) -> Graph:
+        """Build the graph of a net that is already of the newest generation; see `from_net`."""
         builder = _Builder(upgraded.net, context, source or SourceMap(), upgraded.origins, dict(input_shapes or {}))
         builder.problems.extend(upgraded.problems)
-        builder.build(_included(upgraded.net, phase, stages, level, builder))
+        builder.build(_included(upgraded.net, context.phase, stages, level, builder))
         if not collect:
             raise_all(builder.problems)
         return builder.finish()
@@ -211,6 +228,7 @@ class _Builder:
     # -- building ------------------------------------------------------------------------------------------
 
     def build(self, layers: list[tuple[int, pb.LayerParameter]]) -> None:
+        self.refuse_unknown([self.origins[index] for index, _ in layers if index < len(self.origins)])
         for self.index, param in layers:
             self.layer_name = param.name
             bottoms = self.read_bottoms(param)
@@ -223,6 +241,15 @@ class _Builder:
         if unknown and not self.problems:
             known = ", ".join(self.inputs) or "none"
             self.problems.append(GraphError(f"no input blob called {', '.join(sorted(unknown))}; inputs: {known}"))
+
+    def refuse_unknown(self, origins: Sequence[str]) -> None:
+        """Fields that the schema does not have: Caffe refuses the file, and what they mean is not known."""
+        for unknown in self.source.unknown:
+            inside = unknown.path.split(".", 1)[0]
+            if inside in origins or not inside.startswith(("layer[", "layers[")):
+                name = unknown.path.rsplit(".", 1)[-1]
+                what, remedy = f'unknown field "{name}"', "remove it, or name the dialect of the fork that has it"
+                self.problems.append(GraphError(what, where=unknown.where, remedy=remedy))
 
     def read_bottoms(self, param: pb.LayerParameter) -> list[Value] | None:
         """The values read; None when one does not exist (Net::AppendBottom)."""

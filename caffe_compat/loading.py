@@ -1,0 +1,156 @@
+"""From files to a graph with weights, without torch; `load` makes a module of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caffe_compat.binding import Bound, bind
+from caffe_compat.deploy import deploy as make_deploy
+from caffe_compat.errors import FormatError, VggcError
+from caffe_compat.graph import Graph
+from caffe_compat.reading import read_document
+from caffe_compat.schema import pb
+from caffe_compat.source import Document, SourceMap
+from caffe_compat.upgrade import Upgraded, upgrade_net
+from caffe_compat.weight_files import read_weights
+from caffe_compat.weights import Weights
+
+if TYPE_CHECKING:
+    from caffe_compat.module import Net
+
+PathOrName = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a net is built for; see `load`."""
+
+    phase: str = "TEST"
+    stages: Sequence[str] = ()
+    level: int = 0
+    profile: str = "bvlc"
+    dialect: str = ""
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+    python_layers: str | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A net from files.
+
+    Attributes:
+        graph: the net; its `problems` are empty unless asked for with `collect`.
+        original: the net as the file has it, before the upgrade.
+        generation: "V0", "V1" or "V2".
+        weights: all blobs of the weight file, None when there was none.
+        bound: the blobs that fit the graph, with the report.
+        notes: sentences: what was upgraded, replaced, dropped.
+    """
+
+    graph: Graph
+    original: pb.NetParameter
+    generation: str
+    weights: Weights | None = None
+    bound: Bound | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def open_net(
+    net: PathOrName,
+    weights: PathOrName | None = None,
+    state: State | None = None,
+    *,
+    strict: bool = True,
+    deploy: bool | None = None,
+    collect: bool = False,
+) -> Opened:
+    """Read a net, and its weights where given, and build the graph.
+
+    Args:
+        net: .prototxt, or a .caffemodel or .safetensors that carries its net.
+        weights: .caffemodel, .h5, .safetensors or .pt; by default those that `net` carries.
+        state: phase, profile and so on.
+        strict: layers of the net without weights are an error.
+        deploy: replace data and loss layers; by default only when the net comes with the weights.
+        collect: keep the graph's problems instead of raising them.
+
+    Raises:
+        FormatError: a file cannot be read.
+        GraphError: Caffe would refuse the net.
+        WeightsError: the weights do not fit.
+    """
+    state = state or State()
+    document, carried = _read(Path(net))
+    blobs = read_weights(weights) if weights is not None else carried
+    upgraded = upgrade_net(_net(document), document.map)
+    notes = list(upgraded.notes)
+    if carried is not None if deploy is None else deploy:
+        deployed = make_deploy(upgraded.net, weights=blobs, input_shapes=state.input_shapes)
+        origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in deployed.origins)
+        upgraded = replace(upgraded, net=deployed.net, origins=origins)
+        notes += deployed.notes
+    context = Context(state.phase, state.profile, state.dialect, str(Path(net).parent))
+    context.state["python_layers"] = state.python_layers
+    graph = Graph.from_upgraded(
+        upgraded,
+        context,
+        stages=state.stages,
+        level=state.level,
+        input_shapes=state.input_shapes,
+        source=document.map,
+        collect=collect,
+    )
+    graph = replace(graph, notes=tuple(notes))
+    bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
+    return Opened(graph, _net(document), upgraded.generation, blobs, bound, tuple(notes))
+
+
+def _net(document: Document) -> pb.NetParameter:
+    if not isinstance(document.message, pb.NetParameter):
+        what = f"this is a {type(document.message).__name__}, not a net"
+        raise FormatError(what, where=document.map.source, remedy="give the net's own file")
+    return document.message
+
+
+def load(
+    net: PathOrName,
+    weights: PathOrName | None = None,
+    *,
+    phase: str = "TEST",
+    stages: Sequence[str] = (),
+    level: int = 0,
+    profile: str = "bvlc",
+    dialect: str = "",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    python_layers: str | None = None,
+    strict: bool = True,
+    seed: int = 0,
+) -> Net:
+    """A torch module of a Caffe net.
+
+    Args:
+        net: a .prototxt of any generation; or a .caffemodel or .safetensors alone, which carries its net: then
+            train, data and loss layers are replaced by an Input and a Softmax, as `.notes` of the result say.
+        weights: .caffemodel, .caffemodel.h5, .safetensors or .pt; without any, blobs are filled as the net says.
+        phase: "TRAIN" or "TEST".
+        stages, level: matched against include and exclude rules.
+        profile: whose semantics, "bvlc" (the last BVLC commit) or "dec2013".
+        dialect: the fork whose layers take precedence.
+        input_shapes: input blob -> shape, in place of the declared one.
+        python_layers: folder from which pycaffe-style Python layers may be imported; none are run otherwise.
+        strict: refuse weights that lack a layer of the net (Caffe would keep its filler's values).
+        seed: for fillers.
+
+    Raises:
+        VggcError: see `open_net`.
+    """
+    from caffe_compat.module import Net
+
+    state = State(phase, stages, level, profile, dialect, input_shapes, python_layers)
+    opened = open_net(net, weights, state, strict=strict)
+    arrays = {key: blob.values for key, blob in opened.bound.arrays.items()} if opened.bound else {}
+    return Net(opened.graph, arrays, seed)

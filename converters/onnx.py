@@ -1,0 +1,291 @@
+"""Writing .onnx: every layer's exact form, weights streamed behind the graph.
+
+A protobuf message may come in pieces that merge, so the file is the model without weights followed by one piece
+for each weight, whose bytes go straight from the source's map. Beyond 2 GiB, which one protobuf file cannot hold,
+the weights go to `<file>.data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from caffe_compat.errors import ConversionError, VggcError, raise_all
+from caffe_compat.graph import Graph, Node, Value
+from caffe_compat.layers.base import Shape
+from converters.model import Model, NamedBlob, blob_name, tool_version
+from converters.streaming import Payloads, Target
+
+DEFAULT_OPSET = 17
+OPSETS = range(13, 24)
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+LARGEST = 2**31 - 2**20
+"""Bytes that a protobuf file may have, less room for the graph."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export.
+
+    Attributes:
+        opset: version of the default operator set, 13 to 23.
+        dynamic_batch: leave the batch size open where the net allows it.
+    """
+
+    opset: int = DEFAULT_OPSET
+    dynamic_batch: bool = True
+
+
+class Writer:
+    """Collects nodes and constants; what layers see as OnnxWriter."""
+
+    def __init__(self, weights: Mapping[str, NamedBlob], opset: int, dynamic_batch: bool, taken: set[str]) -> None:
+        self.opset = opset
+        self.dynamic_batch = dynamic_batch
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._weights = weights
+        self._taken = taken
+        self._layer = ""
+
+    def op(self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | int = 1, **attributes: Any) -> list[str]:
+        """Add a node; returns the names of its outputs."""
+        names = [self.fresh(op_type) for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        name = self.unique(self._layer if self._layer not in self._taken else f"{self._layer}/{op_type}", "node:")
+        given = {key: value for key, value in attributes.items() if value is not None}
+        self.nodes.append(helper.make_node(op_type, list(inputs), names, name=name, **given))
+        return names
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """Add a small initializer; returns its name."""
+        name = self.fresh("const")
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def array(self, blob: str) -> NDArray[Any]:
+        """The values of a weight."""
+        item = self._weights[blob]
+        return item.blob.values.reshape(item.shape)
+
+    def fresh(self, stem: str) -> str:
+        """An unused tensor name that tells the layer."""
+        return self.unique(f"{self._layer}/{stem}")
+
+    def unique(self, name: str, space: str = "") -> str:
+        """`name`, numbered when it is taken."""
+        candidate, number = name, 1
+        while space + candidate in self._taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._taken.add(space + candidate)
+        return candidate
+
+    def enter(self, layer: str) -> None:
+        """The nodes that follow belong to this layer."""
+        self._layer = layer
+
+
+def write(model: Model, target: Target, payloads: Payloads, options: Options | None = None) -> None:
+    """Write the net and its weights.
+
+    Tensors are called as the blobs, `<layer>.<blob>` for weights; an in-place blob's earlier values get a suffix.
+
+    Raises:
+        ConversionError: a layer has no exact form in ONNX, or weights are missing; `Problems` when several.
+    """
+    options = options or Options()
+    skeleton, used = build(model, options)
+    size = sum(item.blob.values.nbytes for item in used)
+    target.write(skeleton.SerializeToString(deterministic=True))
+    if size <= LARGEST:
+        for item in used:
+            target.write(_piece(item))
+            payloads.send(item.blob, target)
+        return
+    _write_external(used, target, payloads)
+
+
+def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBlob]]:
+    """The checked model without its weights, and the weights that it uses."""
+    graph = _checked(model, options)
+    weights = {item.name: item for item in model.blobs()}
+    batch = batch_values(graph) if options.dynamic_batch else frozenset()
+    names = tensor_names(graph)
+    writer = Writer(weights, options.opset, bool(batch), set(names.values()) | set(weights))
+    problems = [error for node in graph.nodes if (error := _emit(node, graph, names, writer))]
+    raise_all(problems)
+    read = {name for node in writer.nodes for name in node.input}
+    used = [item for item in weights.values() if item.name in read]
+    skeleton = _model(graph, writer, names, batch, used, options)
+    return skeleton, used
+
+
+def _checked(model: Model, options: Options) -> Graph:
+    if model.graph is None:
+        raise ConversionError("the net cannot be built, so only its weights can be converted")
+    if options.opset not in OPSETS:
+        what = f"opset {options.opset}; {OPSETS[0]} to {OPSETS[-1]} can be written"
+        raise ConversionError(what, remedy=f"leave --opset out for {DEFAULT_OPSET}")
+    return model.graph
+
+
+def tensor_names(graph: Graph) -> dict[Value, str]:
+    """A tensor name for each value: inputs and final values have the blob's name, others a suffix."""
+    names: dict[Value, str] = {}
+    last = {value.blob: value for value in graph.values if value.blob}
+    inputs = [Value(blob) for blob in graph.inputs]
+    taken: set[str] = set()
+    for value in [*inputs, *last.values(), *graph.values]:
+        if value in names:
+            continue
+        stem = value.blob or f"unnamed_{value.version}"
+        name = stem if stem not in taken else f"{stem}@{value.version}"
+        taken.add(name)
+        names[value] = name
+    return names
+
+
+def _emit(node: Node, graph: Graph, names: Mapping[Value, str], writer: Writer) -> VggcError | None:
+    """Write one layer; returns why it cannot be written."""
+    if node.layer.TYPE == "Input":
+        return None
+    writer.enter(node.layer.name)
+    blobs = [_weight_name(graph, node, index) for index in range(len(node.params))]
+    tops = [names[value] for value in node.tops]
+    try:
+        node.layer.to_onnx(writer, [names[value] for value in node.bottoms], tops, blobs)
+    except VggcError as error:
+        return error
+    return None
+
+
+def _weight_name(graph: Graph, node: Node, index: int) -> str:
+    """The initializer of a parameter blob: its owner's name."""
+    key = node.params[index]
+    owner = graph.nodes[key.node].layer
+    return f"{owner.name}.{blob_name(type(owner), key.blob)}"
+
+
+def batch_values(graph: Graph) -> frozenset[Value]:
+    """Values whose first axis is the batch; empty when the net works at one batch size only.
+
+    Found by building the net again with a larger batch: sizes that follow must be first axes.
+    """
+    sizes = {shape[0] for shape in graph.inputs.values() if shape}
+    if len(sizes) != 1 or not all(graph.inputs.values()):
+        return frozenset()
+    batch = sizes.pop()
+    larger = {blob: (batch + 1, *shape[1:]) for blob, shape in graph.inputs.items()}
+    context = graph.context
+    other = Graph.from_net(
+        graph.net,
+        phase=context.phase,
+        profile=context.profile,
+        dialect=context.dialect,
+        folder=context.folder,
+        input_shapes=larger,
+        collect=True,
+    )
+    if other.problems or other.values.keys() != graph.values.keys():
+        return frozenset()
+    moved = {value for value, shape in graph.values.items() if other.values[value] != shape}
+    follows = all(other.values[v] == (batch + 1, *graph.values[v][1:]) and graph.values[v][0] == batch for v in moved)
+    return frozenset(moved) if follows else frozenset()
+
+
+def _model(
+    graph: Graph,
+    writer: Writer,
+    names: Mapping[Value, str],
+    batch: frozenset[Value],
+    used: list[NamedBlob],
+    options: Options,
+) -> onnx.ModelProto:
+    """Put the pieces together and let onnx check them, with the weights as inputs while it looks."""
+
+    def info(value: Value) -> onnx.ValueInfoProto:
+        return _info(names[value], graph.values[value], value in batch)
+
+    inputs = [Value(blob) for blob in graph.inputs]
+    outputs = [graph.last(blob) for blob in graph.outputs]
+    inner = [info(v) for v in graph.values if v not in inputs and v not in outputs]
+    weights = [helper.make_tensor_value_info(item.name, TensorProto.FLOAT, list(item.shape)) for item in used]
+    proto = helper.make_graph(
+        writer.nodes,
+        graph.name or "net",
+        [info(v) for v in inputs] + weights,
+        [info(v) for v in outputs],
+        initializer=writer.constants,
+        value_info=inner,
+    )
+    opset = [helper.make_opsetid("", options.opset)]
+    made = helper.make_model(
+        proto,
+        opset_imports=opset,
+        ir_version=IR_VERSIONS[options.opset],
+        producer_name="vggc",
+        producer_version=tool_version(),
+    )
+    check(made)
+    del made.graph.input[len(inputs) :]
+    return made
+
+
+def _info(name: str, shape: Shape, dynamic: bool) -> onnx.ValueInfoProto:
+    dims: list[int | str] = ["N", *shape[1:]] if dynamic else list(shape)
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+
+
+def check(model: onnx.ModelProto) -> None:
+    """onnx's own checker with shape inference.
+
+    Raises:
+        ConversionError: it finds fault; an error of ours, worth a report.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ConversionError(f"onnx.checker refuses the result: {error}", remedy="please report this net") from error
+
+
+def _piece(item: NamedBlob) -> bytes:
+    """Everything of ModelProto{graph{initializer{...}}} before the payload."""
+    head = _tensor(item).SerializeToString(deterministic=True)
+    head += b"\x4a" + _varint(item.blob.values.nbytes)  # raw_data = 9
+    tensor = len(head) + item.blob.values.nbytes
+    inner = b"\x2a" + _varint(tensor) + head  # GraphProto.initializer = 5
+    return b"\x3a" + _varint(len(inner) + item.blob.values.nbytes) + inner  # ModelProto.graph = 7
+
+
+def _tensor(item: NamedBlob) -> onnx.TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(item.blob.values.dtype)
+    return TensorProto(name=item.name, dims=item.shape, data_type=kind)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _write_external(used: list[NamedBlob], target: Target, payloads: Payloads) -> None:
+    """Weights to `<file>.data`, references to the model."""
+    beside = target.path.with_name(target.path.name + ".data")
+    with Target(beside) as data:
+        for item in used:
+            tensor = _tensor(item)
+            tensor.data_location = TensorProto.EXTERNAL
+            entries = {"location": beside.name, "offset": data.size, "length": item.blob.values.nbytes}
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=str(value))
+            graph = onnx.GraphProto(initializer=[tensor])
+            target.write(onnx.ModelProto(graph=graph).SerializeToString(deterministic=True))
+            payloads.send(item.blob, data)
