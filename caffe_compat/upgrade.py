@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from caffe_compat.errors import UpgradeError, VggcError, Where
 from caffe_compat.schema import pb
@@ -161,8 +162,8 @@ class Upgraded:
     Attributes:
         net: the new message; it shares nothing with the input.
         origins: for each layer of `net` the path of the layer that it came from (`layers[3]`), "" for new ones.
-        problems: what Caffe reports as an error without stopping; these fields are lost.
-        notes: what was changed, dropped or will be ignored, one sentence each.
+        problems: fields that have no place in `net` and are lost; Caffe goes on, and its tool exits with 1.
+        notes: what was changed, what Caffe always drops or ignores, one sentence each.
         generation: "V0", "V1" or "V2", of the input.
         changed: whether `net` differs from the input.
     """
@@ -177,7 +178,7 @@ class Upgraded:
 
 @dataclass(frozen=True)
 class UpgradedSolver:
-    """A solver in the newest generation; the attributes are those of `Upgraded`."""
+    """A solver in the newest generation, with the attributes of `Upgraded`."""
 
     solver: pb.SolverParameter
     notes: tuple[str, ...]
@@ -222,24 +223,89 @@ def upgrade_net(net: pb.NetParameter, source: SourceMap | None = None) -> Upgrad
     Raises:
         UpgradeError: Caffe would refuse the net, or would drop whole layers.
     """
-    work = Work(pb.NetParameter(), source or SourceMap())
-    work.net.CopyFrom(net)
+    work = Work(_without_blobs(net), source or SourceMap())
     generation = generation_of(net)
     kind = "layers" if net.layers else "layer"
     work.origins = [f"{kind}[{i}]" for i in range(len(net.layers) or len(net.layer))]
+    work.problems = list(_lost(net, work))
     changed = False
     for step in STEPS:
         if step.needs(work.net):
             step.apply(work)
             changed = True
-    return Upgraded(work.net, tuple(work.origins), tuple(work.problems), tuple(work.notes), generation, changed)
+    work.notes += _ignored(work.net)
+    _attach_blobs(work, net)
+    problems, notes = tuple(work.problems), tuple(work.notes)
+    return Upgraded(work.net, tuple(work.origins), problems, notes, generation, changed)
 
 
 def generation_of(net: pb.NetParameter) -> str:
-    """ "V0", "V1" or "V2" by the layers of a net."""
+    """`V0`, `V1` or `V2`, by the layers of a net."""
     if any(layer.HasField("layer") for layer in net.layers):
         return "V0"
     return "V1" if net.layers else "V2"
+
+
+def _without_blobs(net: pb.NetParameter) -> pb.NetParameter:
+    """A copy; that of a V0 or V1 net lacks the blobs of its layers, which would be copied twice."""
+    copy = pb.NetParameter()
+    if generation_of(net) == "V2" or len(UnknownFieldSet(net)):
+        copy.CopyFrom(net)
+        for layer in copy.layers:
+            _blob_owner(layer).ClearField("blobs")
+        return copy
+    _copy_fields(net, copy, {"layers"})
+    for layer in net.layers:
+        owner, twin = _blob_owner(layer), copy.layers.add()
+        _copy_fields(layer, twin, {"blobs"} if owner is layer else {"layer"})
+        if owner is not layer:
+            _copy_fields(owner, twin.layer, {"blobs"})
+    return copy
+
+
+def _blob_owner(layer: pb.V1LayerParameter) -> pb.V1LayerParameter | pb.V0LayerParameter:
+    """The message with the blobs of a legacy layer."""
+    return layer.layer if layer.HasField("layer") else layer
+
+
+def _copy_fields(message: Message, copy: Message, leave: set[str]) -> None:
+    copy.SetInParent()
+    for descriptor, value in message.ListFields():
+        if descriptor.name not in leave:
+            _put(copy, descriptor.name, value)
+
+
+def _attach_blobs(work: Work, net: pb.NetParameter) -> None:
+    """Copy the blobs of a V0 or V1 net into the upgraded layers."""
+    for layer, origin in zip(work.net.layer, work.origins, strict=True):
+        if origin.startswith("layers["):
+            old = net.layers[int(origin[len("layers[") : -1])]
+            layer.blobs.MergeFrom(_blob_owner(old).blobs)
+
+
+def _lost(net: pb.NetParameter, work: Work) -> Iterator[VggcError]:
+    """Fields of forks in V0 and V1 layers: their numbers mean something else in V2."""
+    for index, layer in enumerate(net.layers):
+        numbers = sorted({*_unknown(layer), *_unknown(layer.layer)})
+        if numbers:
+            name = layer.layer.name if layer.HasField("layer") else layer.name
+            what = f"unknown field(s) {', '.join(map(str, numbers))} have no place in V2; dropped"
+            yield UpgradeError(what, where=work.where(index, layer=name), remedy="upgrade with the fork that wrote it")
+
+
+def _unknown(message: Message) -> list[int]:
+    """Numbers of the fields that the schema does not have, and of enums with values that it does not have."""
+    fields = UnknownFieldSet(message)
+    return [fields[i].field_number for i in range(len(fields))]
+
+
+def _ignored(net: pb.NetParameter) -> Iterator[str]:
+    """Transformation parameters where Caffe no longer reads them."""
+    for layer in net.layer:
+        for message in DATA_PARAMS.values():
+            names = _legacy_transform(getattr(layer, message))
+            if names:
+                yield f'{message} {", ".join(names)} of layer "{layer.name}" have no effect; use transform_param'
 
 
 # -- V0 -> V1 ----------------------------------------------------------------------------------------------
@@ -250,21 +316,16 @@ def _needs_v0(net: pb.NetParameter) -> bool:
 
 
 def _apply_v0(work: Work) -> None:
-    """UpgradeV0Net: keeps name, layers, input, input_dim and force_backward alone."""
+    """UpgradeV0Net: carries over name, layers, input, input_dim and force_backward alone."""
     _refuse_mixture(work)
     _fold_padding(work)
-    old, work.net = work.net, pb.NetParameter()
-    for name in ("name", "force_backward"):
-        if old.HasField(name):  # type: ignore[arg-type]
-            setattr(work.net, name, getattr(old, name))
-    work.net.input.extend(old.input)
-    work.net.input_dim.extend(old.input_dim)
-    for name in ("state", "debug_info", "input_shape"):
-        if name in {f.name for f, _ in old.ListFields()}:
-            work.notes.append(f"dropped {name}: Caffe does not carry it over from a V0 net")
-    for index, layer in enumerate(old.layers):
-        _v0_layer(work, index, layer, work.net.layers.add())
-    work.notes.append(f"upgraded {len(old.layers)} V0 layer(s) to V1")
+    for name in [f.name for f, _ in work.net.ListFields() if f.name in ("state", "debug_info", "input_shape")]:
+        work.net.ClearField(name)  # type: ignore[arg-type]
+        work.notes.append(f"dropped {name}: Caffe does not carry it over from a V0 net")
+    new = [_v0_layer(work, index, layer) for index, layer in enumerate(work.net.layers)]
+    work.net.ClearField("layers")
+    work.net.layers.extend(new)
+    work.notes.append(f"upgraded {len(new)} V0 layer(s) to V1")
 
 
 def _refuse_mixture(work: Work) -> None:
@@ -281,7 +342,7 @@ def _refuse_mixture(work: Work) -> None:
 
 def _fold_padding(work: Work) -> None:
     """UpgradeV0PaddingLayers: the reader of a padding layer takes over its pad and its bottom."""
-    layers = [pb.V1LayerParameter() for _ in ()] or list(work.net.layers)
+    layers = list(work.net.layers)
     maker = dict.fromkeys(work.net.input, -1)
     kept = []
     for index, layer in enumerate(layers):
@@ -325,18 +386,16 @@ def _keep_layers(work: Work, kept: list[int]) -> None:
     work.origins = [work.origins[index] for index in kept]
 
 
-def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter, new: pb.V1LayerParameter) -> None:
+def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter) -> pb.V1LayerParameter:
     """UpgradeV0LayerParameter."""
-    v0 = old.layer
-    new.bottom.extend(old.bottom)
-    new.top.extend(old.top)
+    v0, new = old.layer, pb.V1LayerParameter(bottom=old.bottom, top=old.top)
     for name, value in _fields(v0):
         if name == "type":
             new.type = _v0_type(work, index, v0)
         elif name == "name":
             new.name = v0.name
         elif name in ("blobs", "blobs_lr", "weight_decay"):
-            getattr(new, name).extend(value)
+            _put(new, name, value)
         elif name in V0_TRANSFORM:
             _put(new.transform_param, V0_TRANSFORM[name], value)
         elif name == "hdf5_output_param" and v0.type == "hdf5_output":
@@ -345,6 +404,7 @@ def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter, new: pb.V1LayerP
             _put(getattr(new, V0_PARAMS[v0.type]), V0_FIELDS[name][0], value)
         else:
             _misplaced(work, index, v0, name)
+    return new
 
 
 def _v0_type(work: Work, index: int, v0: pb.V0LayerParameter) -> Any:
@@ -370,14 +430,16 @@ def _fields(message: Message) -> Iterator[tuple[str, Any]]:
 
 
 def _put(message: Any, name: str, value: Any) -> None:
-    """Set a field that may be repeated, a message or a number."""
-    slot = getattr(message, name)
-    if message.DESCRIPTOR.fields_by_name[name].is_repeated:
-        slot.append(value)
-    elif isinstance(value, Message):
-        slot.CopyFrom(value)
+    """Set a field, or extend it if it is repeated; a single value becomes the next entry."""
+    if not message.DESCRIPTOR.fields_by_name[name].is_repeated:
+        if isinstance(value, Message):
+            getattr(message, name).CopyFrom(value)
+        else:
+            setattr(message, name, value)
+    elif isinstance(value, int | float):
+        getattr(message, name).append(value)
     else:
-        setattr(message, name, value)
+        getattr(message, name).extend(value)
 
 
 # -- data transformation parameters ------------------------------------------------------------------------
@@ -445,8 +507,6 @@ def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
                 while len(new.param) <= index:
                     new.param.add()
                 setattr(new.param[index], specs[name], entry)
-        elif old.DESCRIPTOR.fields_by_name[name].is_repeated:
-            getattr(new, name).extend(value)
         else:
             _put(new, name, value)
 
@@ -487,7 +547,7 @@ def _input_shapes(work: Work) -> list[list[int]]:
     stated = len(getattr(net, name))
     if stated < wanted:
         what = f"{stated} {name} entries for {count} input(s); Caffe needs {wanted}"
-        raise UpgradeError(what, where=work.source.at("", name), remedy=f"state {wanted}")
+        raise UpgradeError(what, where=work.source.at(f"{name}[0]"), remedy=f"state {wanted}")
     if stated > wanted:
         work.notes.append(f"dropped {stated - wanted} surplus {name} entries")
     return shapes[:count]
@@ -542,7 +602,7 @@ def upgrade_solver(solver: pb.SolverParameter, source: SourceMap | None = None) 
     if not solver.HasField("solver_type"):
         return UpgradedSolver(new, tuple(notes), False)
     if solver.HasField("type"):
-        where = source.at("", "solver_type")
+        where = source.at("solver_type")
         raise UpgradeError("both type and solver_type are stated", where=where, remedy="remove solver_type")
     old = pb.SolverParameter.SolverType.Name(solver.solver_type)
     new.type = SOLVER_TYPES[old]
