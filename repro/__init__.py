@@ -1,0 +1,1 @@
+"""The `vggc` command, and the experiments of arXiv:1409.1556."""
