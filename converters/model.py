@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +43,7 @@ class Model:
         weights: all blobs of the source file.
         notes: sentences for the user: what was replaced, dropped or cast.
         preprocessing: mean, scale, crop and channel order that the net was trained with.
+        renamed: Caffe's `<layer>.<blob>` -> the name to write, for blobs that get another one.
     """
 
     graph: Graph | None
@@ -49,6 +51,7 @@ class Model:
     weights: Weights
     notes: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def blobs(self) -> Iterator[NamedBlob]:
         """Each parameter blob once, in Caffe's order; shared ones under their owner."""
@@ -59,12 +62,10 @@ class Model:
             for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
                 if key == ParamKey(position, index) and key in self.arrays:
                     name = f"{node.layer.name}.{blob_name(type(node.layer), index)}"
-                    yield NamedBlob(node.layer.name, index, name, shape, self.arrays[key])
+                    yield NamedBlob(node.layer.name, index, self.renamed.get(name, name), shape, self.arrays[key])
 
     def metadata(self) -> dict[str, str]:
         """What travels inside an artefact: the net as upgraded prototxt text, preprocessing, our version."""
-        import json
-
         entries = {"format": "pt", "vggc_version": tool_version()}
         if self.graph is not None:
             entries["caffe_net"] = dump(self.graph.net)

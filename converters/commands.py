@@ -1,0 +1,134 @@
+"""`vggc convert`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from caffe_compat.errors import ConversionError
+from converters.convert import FORMATS, Options, Report
+from converters.convert import convert as run_convert
+from converters.names import SCHEMES
+from converters.streaming import Progress
+
+LARGE = 64 << 20
+"""Bytes from which a progress bar is worth it."""
+
+
+def _shape(_context: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`data=1,3,224,224` as a dict entry."""
+    shapes = {}
+    for value in values:
+        blob, _, sizes = value.rpartition("=")
+        try:
+            shapes[blob or "data"] = tuple(int(size) for size in sizes.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r}: write BLOB=N,C,H,W") from error
+    return shapes
+
+
+@click.command(short_help="Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("targets", metavar="[DST...]", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--to", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="Write <stem>.<FMT> beside SRC.")
+@click.option(
+    "--net", type=click.Path(path_type=Path), help="Prototxt of the net, when SRC does not carry the right one."
+)
+@click.option("--names", type=click.Choice(SCHEMES), default="caffe", show_default=True, help="Names of the weights.")
+@click.option("--opset", type=int, default=17, show_default=True, help="Operator set of ONNX results.")
+@click.option("--static-batch", is_flag=True, help="Keep the declared batch size in ONNX results.")
+@click.option(
+    "--input-shape", "shapes", multiple=True, callback=_shape, metavar="BLOB=N,C,H,W", help="Shape of an input."
+)
+@click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
+@click.option("--dialect", default="", help="The fork whose layers take precedence.")
+@click.option("--weights-only", is_flag=True, help="Convert the weights of a net that cannot be built.")
+@click.option("--strict", is_flag=True, help="Refuse what would be dropped, replaced or cast.")
+@click.option("--force", is_flag=True, help="Replace targets that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def convert(
+    source: Path,
+    targets: tuple[Path, ...],
+    formats: tuple[str, ...],
+    net: Path | None,
+    names: str,
+    opset: int,
+    static_batch: bool,
+    shapes: dict[str, tuple[int, ...]],
+    profile: str,
+    dialect: str,
+    weights_only: bool,
+    strict: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Convert SRC, a .caffemodel of any generation, to every DST (.safetensors, .pt, .onnx, .h5).
+
+    With SRC alone, <stem>.safetensors is written beside it. A .caffemodel carries its net: data and loss layers are
+    replaced by inputs and a Softmax, and the summary says so.
+    """
+    from caffe_compat.loading import State
+
+    state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
+    options = Options(net, names, opset, not static_batch, strict, force, weights_only, state)
+    with _bars(source, quiet=as_json) as bars:
+        report = run_convert(source, _targets(source, targets, formats), options, bars)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else _summary(report))
+
+
+def _targets(source: Path, targets: tuple[Path, ...], formats: tuple[str, ...]) -> list[Path]:
+    stem = source.name.removesuffix(".h5").removesuffix(".caffemodel") if ".caffemodel" in source.name else source.stem
+    beside = [source.with_name(f"{stem}.{name}") for name in formats]
+    found = [*targets, *beside] or [source.with_name(f"{stem}.safetensors")]
+    if len(set(found)) < len(found):
+        raise ConversionError("two targets have the same name", remedy="name each target once")
+    return found
+
+
+class _bars:
+    """A progress bar a target, on a terminal and for large files only."""
+
+    def __init__(self, source: Path, quiet: bool) -> None:
+        self._source, self._quiet = source, quiet
+
+    def __enter__(self) -> Callable[[Path], Progress] | None:
+        import sys
+
+        self._progress = None
+        size = self._source.stat().st_size if self._source.is_file() else 0
+        if self._quiet or size < LARGE or not sys.stderr.isatty():
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        self._progress = bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        bar.start()
+
+        def start(path: Path) -> Callable[[int], None]:
+            task = bar.add_task(path.name, total=size)
+            return lambda n: bar.update(task, advance=n)
+
+        return start
+
+    def __exit__(self, *_error: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _summary(report: Report) -> str:
+    layers = "net not built" if report.layers is None else f"{report.layers} layers"
+    lines = [
+        f"{report.source}: {report.generation}, {layers}, {report.parameters:,} parameters",
+        f"  {report.source_bytes:,} bytes, sha256 {report.source_sha256}",
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    for result in report.results:
+        lines.append(f"wrote {result.path} ({result.format}) in {result.seconds:.2f} s")
+        lines.append(f"  {result.bytes:,} bytes, sha256 {result.sha256}")
+    lines.append(f"done in {report.seconds:.2f} s")
+    return "\n".join(lines)

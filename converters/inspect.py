@@ -1,0 +1,157 @@
+"""Looking at a model of any format without running it: `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from caffe_compat.weight_files import read_weights
+
+from caffe_compat.errors import VggcError
+from caffe_compat.graph import Graph, Node, ParamKey
+from caffe_compat.loading import State, open_net
+from caffe_compat.preprocessing import preprocessing
+from caffe_compat.weights import Weights
+from converters.convert import SUFFIXES
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        tops: blob -> shape.
+        params: shapes of the parameter blobs; those shared with an earlier layer count 0 in `parameters`.
+        macs: multiply-accumulates of a forward pass at the declared shapes.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: Mapping[str, Shape]
+    params: tuple[Shape, ...]
+    parameters: int
+    macs: int
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file is.
+
+    Attributes:
+        path, format, bytes: the file.
+        generation: "V0", "V1", "V2", or "" for formats that are not Caffe's.
+        inputs, outputs: blob -> shape.
+        rows: the layers.
+        parameters, macs: totals.
+        notes: what would be replaced or dropped when it is converted.
+        problems: everything that keeps it from running, with place and remedy.
+        preprocessing: mean, scale, crop, channel order.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    generation: str = ""
+    name: str = ""
+    inputs: Mapping[str, Shape] = field(default_factory=dict)
+    outputs: Mapping[str, Shape] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    parameters: int = 0
+    macs: int = 0
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(name: str) -> Path:
+    """A file, or one of the nets that come along ("E").
+
+    Raises:
+        VggcError: there is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    import prototxt
+
+    try:
+        return prototxt.find(name)
+    except LookupError as error:
+        remedy = f"give a file, or one of {', '.join(prototxt.names())}"
+        raise VggcError("no such file", where=name, remedy=remedy) from error
+
+
+def inspect(path: Path, state: State | None = None) -> Inspection:
+    """Look at a net, a weight file or an ONNX model.
+
+    Raises:
+        VggcError: the file cannot be read at all; what is wrong inside a net is in `problems`.
+    """
+    kind = SUFFIXES.get(path.suffix.lower(), "")
+    if kind == "onnx":
+        from converters.onnx_reading import inspect_onnx
+
+        return inspect_onnx(path)
+    if kind in ("pt", "h5"):
+        return _weights(path, kind, read_weights(path))
+    return _net(path, state or State())
+
+
+def _net(path: Path, state: State) -> Inspection:
+    opened = open_net(path, state=state, collect=True, strict=False)
+    graph = opened.graph
+    rows = tuple(_row(graph, position, node) for position, node in enumerate(graph.nodes))
+    notes = opened.notes + (opened.bound.notes if opened.bound else ())
+    return Inspection(
+        str(path),
+        "prototxt" if opened.weights is None else opened.weights.format,
+        path.stat().st_size,
+        opened.generation,
+        graph.name,
+        dict(graph.inputs),
+        {blob: graph.shapes[blob] for blob in graph.outputs},
+        rows,
+        sum(row.parameters for row in rows),
+        sum(row.macs for row in rows),
+        notes,
+        tuple(str(problem) for problem in graph.problems),
+        preprocessing(opened.original),
+    )
+
+
+def _row(graph: Graph, position: int, node: Node) -> Row:
+    layer = node.layer
+    own = [shape for i, shape in enumerate(node.blob_shapes) if node.params[i] == ParamKey(position, i)]
+    place = layer.where()
+    return Row(
+        layer.name,
+        layer.TYPE,
+        tuple(value.blob for value in node.bottoms),
+        {value.blob: graph.values[value] for value in node.tops},
+        node.blob_shapes,
+        sum(map(prod, own)),
+        layer.macs(layer.bottom_shapes, layer.top_shapes_built),
+        str(place).split(" layer ")[0],
+    )
+
+
+def _weights(path: Path, kind: str, weights: Weights) -> Inspection:
+    rows = tuple(
+        Row(layer.name, layer.type, (), {}, shapes, sum(map(prod, shapes)), 0)
+        for layer in weights
+        if (shapes := tuple(blob.shape for blob in layer.blobs))
+    )
+    total = sum(row.parameters for row in rows)
+    return Inspection(str(path), kind, path.stat().st_size, rows=rows, parameters=total)
+
+
+def shapes_text(shapes: Sequence[Shape]) -> str:
+    """Shapes as "64x3x3x3, 64"; a shape without axes is "scalar"."""
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
