@@ -19,7 +19,7 @@ demo: $(VENV)/verify.stamp
 	@$(PY) -m repro.demo
 
 bench: $(VENV)/verify.stamp
-	@$(PY) -m repro.bench
+	@$(PY) -m tests.bench.convert
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/test.stamp
