@@ -25,8 +25,8 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "convert": Entry("converters.commands:convert", "Write a net or its weights in other formats."),
-    "inspect": Entry("caffe_compat.commands:inspect", "Show a net's layers, shapes, parameters and problems."),
+    "convert": Entry("converters.commands:convert", "Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors."),
+    "inspect": Entry("converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems."),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
     "upgrade": Entry("caffe_compat.commands:upgrade", "Bring a net, its weights or a solver to the newest generation."),
 }
