@@ -426,7 +426,7 @@ def _specs(layer: Layer, blobs: int) -> list[pb.ParamSpec]:
     given = list(layer.param.param)
     what = f"{len(given)} param entries for {blobs} parameter blob(s)"
     layer.check(len(given) <= blobs, what, field=f"param[{blobs}]", remedy="remove the surplus")
-    return given + [pb.ParamSpec() for _ in range(blobs - len(given))]
+    return layer.param_specs(given, blobs)
 
 
 def _loss_weights(layer: Layer) -> tuple[float, ...]:

@@ -107,6 +107,7 @@ class Layer:
         self.bottom_shapes: list[Shape] = []
         self.top_shapes_built: list[Shape] = []
         self.tops = len(param.top)
+        self._met: tuple[list[Shape] | None, list[Shape]] = (None, [])
 
     # -- rules ---------------------------------------------------------------------------------------------
 
@@ -121,9 +122,23 @@ class Layer:
         """How each parameter blob is initialised, as many as `blob_shapes` gives."""
         return []
 
+    def param_specs(self, given: Sequence[pb.ParamSpec], blobs: int) -> list[pb.ParamSpec]:
+        """Multipliers and name of each parameter blob: those the net gives, and Caffe's defaults for the others."""
+        return [*given, *(pb.ParamSpec() for _ in range(blobs - len(given)))]
+
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         """Shapes of the tops (Caffe's Reshape); by default those of the first bottom."""
         return [bottoms[0]] * self.tops
+
+    def reshape(self, bottoms: Sequence[Tensor]) -> list[Shape]:
+        """Shapes of the tops for these tensors; `top_shapes` is asked only when sizes have changed.
+
+        For `forward`, where torch would broadcast sizes that Caffe refuses, or needs the top's sizes.
+        """
+        shapes: list[Shape] = [bottom.shape for bottom in bottoms]
+        if shapes != self._met[0]:
+            self._met = (shapes, self.top_shapes([tuple(shape) for shape in shapes]))
+        return self._met[1]
 
     def macs(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass; 0 where they do not matter."""
