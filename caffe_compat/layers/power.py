@@ -1,0 +1,56 @@
+"""Power."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class Power(Layer):
+    """y = (shift + scale x)^power (power_layer.cpp).
+
+    With scale 0 or power 0 the bottom is not looked at: y is shift^power, or 1 for power 0, and the gradient 0.
+    Caffe divides y by (shift + scale x) in its backward pass, unless power is 1 or 2, and so gets NaN where that is 0
+    (in place: where y is); here the gradient is power scale (shift + scale x)^(power - 1) everywhere.
+    """
+
+    TYPE = "Power"
+    V1 = ("POWER",)
+    PARAM = "power_param"
+    INPLACE = True
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        self.power, self.scale, self.shift = self.p.power, self.p.scale, self.p.shift
+        self.fixed = self.power * self.scale == 0
+        with np.errstate(all="ignore"):
+            self.value = float(np.power(np.float32(self.shift), np.float32(self.power)))
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        x = bottoms[0]
+        if self.fixed:
+            return [x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), self.value)]
+        y = x.view_as(x) if self.scale == 1 else x * self.scale
+        y = y if self.shift == 0 else y + self.shift
+        return [y if self.power == 1 else y.pow(self.power)]
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        if self.fixed:
+            g.op("Expand", [g.constant(np.array(self.value, np.float32)), *g.op("Shape", bottoms)], tops)
+            return
+        steps = (("Mul", self.scale, 1), ("Add", self.shift, 0), ("Pow", self.power, 1))
+        used = [(op, value) for op, value, neutral in steps if value != neutral]
+        x = bottoms
+        for index, (op, value) in enumerate(used):
+            x = g.op(op, [*x, g.constant(np.array(value, np.float32))], tops if index == len(used) - 1 else 1)
+        if not used:
+            g.op("Identity", x, tops)

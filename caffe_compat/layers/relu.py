@@ -1,0 +1,38 @@
+"""ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class ReLU(Layer):
+    """y = max(x, 0) + negative_slope min(x, 0); the gradient at 0 is negative_slope (relu_layer.cpp)."""
+
+    TYPE = "ReLU"
+    V1 = ("RELU",)
+    V0 = ("relu",)
+    PARAM = "relu_param"
+    PROFILES = ("bvlc", "dec2013")
+    INPLACE = True
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        self.slope = self.p.negative_slope
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        x = bottoms[0]
+        return [torch.nn.functional.leaky_relu(x, self.slope) if self.slope else x.relu()]
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        if self.slope:
+            g.op("LeakyRelu", bottoms, tops, alpha=self.slope)
+        else:
+            g.op("Relu", bottoms, tops)

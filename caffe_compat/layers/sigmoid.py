@@ -1,0 +1,27 @@
+"""Sigmoid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from caffe_compat.layers.base import Layer, OnnxWriter, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class Sigmoid(Layer):
+    """y = 1 / (1 + exp(-x)) (sigmoid_layer.cpp)."""
+
+    TYPE = "Sigmoid"
+    V1 = ("SIGMOID",)
+    V0 = ("sigmoid",)
+    PARAM = "sigmoid_param"
+    INPLACE = True
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        return [bottoms[0].sigmoid()]
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        g.op("Sigmoid", bottoms, tops)

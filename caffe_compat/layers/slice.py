@@ -1,0 +1,76 @@
+"""Slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.concat import joined_axis
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class Slice(Layer):
+    """The bottom cut along `axis` (1 by default), equally or before each slice_point (slice_layer.cpp).
+
+    Older nets say slice_dim, which is not negative.
+    """
+
+    TYPE = "Slice"
+    V1 = ("SLICE",)
+    PARAM = "slice_param"
+    TOPS = (1, None)
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        self.dim = joined_axis(self, "slice_dim", len(bottoms[0]))
+        self.points = list(self.p.slice_point)
+        field = "slice_param.slice_point"
+        what = f"{len(self.points)} slice_point value(s) for {self.tops} tops"
+        fits = not self.points or len(self.points) == self.tops - 1
+        self.check(fits, what, field=field, remedy=f"state none, or {self.tops - 1}")
+        rising = all(a < b for a, b in pairwise([0, *self.points]))
+        self.check(rising, f"slice_point {self.points}; they must rise and be > 0", field=field)
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        bottom = bottoms[0]
+        return [(*bottom[: self.dim], size, *bottom[self.dim + 1 :]) for size in self._sizes(bottom[self.dim])]
+
+    def _sizes(self, total: int) -> list[int]:
+        """Sizes of the tops along the axis."""
+        if not self.points:
+            what = f"{total} along axis {self.dim} cannot be cut into {self.tops} equal tops"
+            self.check(total % self.tops == 0, what, field="slice_param", remedy="state slice_point")
+            return [total // self.tops] * self.tops
+        what = f"slice_point {self.points} for {total} along axis {self.dim}"
+        fits = self.points[-1] <= total and self.tops <= total
+        self.check(fits, what, field="slice_param.slice_point", remedy=f"cut below {total}")
+        return [b - a for a, b in pairwise([0, *self.points, total])]
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        self.reshape(bottoms)
+        return list(bottoms[0].tensor_split(self.points or self.tops, self.dim))
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        if self.tops == 1:
+            g.op("Identity", bottoms, tops)
+        elif self.dim == 0 and g.dynamic_batch:
+            self._batch_to_onnx(g, bottoms, tops)
+        else:
+            sizes = g.constant(np.array(self._sizes(self.bottom_shapes[0][self.dim]), np.int64))
+            g.op("Split", [*bottoms, sizes], tops, axis=self.dim)
+
+    def _batch_to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str]) -> None:
+        """Cut a batch whose size is not known."""
+        if not self.points:
+            g.op("Split", bottoms, tops, axis=0, num_outputs=self.tops if g.opset >= 18 else None)
+            return
+        ends = [*self.points, np.iinfo(np.int64).max]
+        for top, limits in zip(tops, pairwise([0, *ends]), strict=True):
+            start, end = (g.constant(np.array([limit], np.int64)) for limit in limits)
+            g.op("Slice", [*bottoms, start, end, g.constant(np.array([0], np.int64))], [top])
