@@ -1,18 +1,19 @@
-"""Where the repository is, and the recorded data that may lie beside it."""
+"""What several test files need."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+"""The repository."""
 
 
-def shared(*parts: str) -> Path:
-    """A path below `shared/` beside the repository; the calling test is skipped where it is missing."""
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs {'/'.join(('shared', *parts))} beside the repository")
-    return path
+def python(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter in the repository."""
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120
+    )

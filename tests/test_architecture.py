@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "repro": {"caffe_compat", "converters", "prototxt", "repro"},
 }
 TORCH_AT_TOP = ("caffe_compat/module.py", "caffe_compat/solvers", "repro/")
-SPEAKS = ("commands.py", "_command.py", "repro/cli.py", "repro/demo.py", "repro/bench.py", "schema/generate.py")
+SPEAKS = ("commands.py", "_command.py", "repro/cli.py", "repro/demo.py", "schema/generate.py")
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LONGEST = 35
 

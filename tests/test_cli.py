@@ -14,7 +14,7 @@ import pytest
 
 from caffe_compat.errors import LayerError, Problems, TextError, VggcError, Where
 from repro import cli
-from tests.shared import ROOT
+from tests.shared import ROOT, python
 
 ERROR = TextError("unknown field", where=Where("a.prototxt", 3, 5), remedy="check the spelling")
 OTHER = LayerError("kernel_size is 0", where=Where("a.prototxt", 9, 1, layer="conv1"))
@@ -38,13 +38,6 @@ def raising(error: BaseException) -> Callable[[], NoReturn]:
         raise error
 
     return function
-
-
-def python(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run(
-        [sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

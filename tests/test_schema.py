@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 from caffe_compat.schema import generate, pb
-from tests.shared import ROOT
+from tests.shared import ROOT, python
 
 GENERATED = ROOT / "caffe_compat" / "schema"
 
@@ -71,6 +69,5 @@ def _move(message: DescriptorProto) -> None:
 
 @pytest.mark.parametrize("order", [OTHER + OURS, OURS + OTHER], ids=["after", "before"])
 def test_lives_beside_another_caffe_proto(order: str, foreign: Path) -> None:
-    command = [sys.executable, "-c", order + EXCHANGE, str(foreign)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", order + EXCHANGE, str(foreign))
     assert done.returncode == 0, done.stderr
