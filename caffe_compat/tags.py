@@ -15,7 +15,7 @@ from caffe_compat.errors import BinaryError, Where
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 WIRE_NAMES = {VARINT: "varint", FIXED64: "64-bit", BYTES: "bytes", 3: "group", 4: "end of group", FIXED32: "32-bit"}
-MAX_FIELDS = 1_000_000
+MAX_FIELDS = 500_000
 MAX_NUMBER = (1 << 29) - 1
 DAMAGED = "the file is cut short, damaged, or of another format: fetch it again"
 

@@ -248,10 +248,14 @@ class _Carved(Generic[M]):
 def _carve(data: mmap.mmap | bytes, source: str, kind: type[M]) -> _Carved[M]:
     carver = _Carver(Tags(data, source))
     small = carver.message(kind.DESCRIPTOR, 0, len(data))
+    return _Carved(_parse(carver.tags, kind, data[:] if small is None else small, 0), carver)
+
+
+def _parse(tags: Tags, kind: type[M], data: bytes, offset: int) -> M:
     try:
-        return _Carved(kind.FromString(data[:] if small is None else small), carver)
+        return kind.FromString(data)
     except DecodeError as error:
-        raise carver.tags.error(0, f"protobuf refuses it: {error}", DAMAGED) from error
+        raise tags.error(offset, f"protobuf refuses {tags.place}: {error}", DAMAGED) from error
 
 
 # -- the blobs ---------------------------------------------------------------------------------------------
@@ -339,7 +343,7 @@ class _BlobReader:
             else:
                 inner = self.carver.replacement(descriptor, part, self.site.path, counts)
                 small.append(self.tags.data[part.start : part.end] if inner is None else inner)
-        return pb.BlobProto.FromString(b"".join(small))
+        return _parse(self.tags, pb.BlobProto, b"".join(small), self.site.field.start)
 
     def numbers(self, name: str, part: Field, end: int) -> int:
         """A packed chunk, or a run of single values; the offset after it."""
