@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -55,23 +55,34 @@ class LayerBlobs:
 
     Attributes:
         name: the layer's name, which binds it to a net.
-        blobs: in Caffe's order.
+        blobs: in Caffe's order as far as the file tells it.
         type: the V2 type string when the file says it, else "".
+        names: what the file calls the blobs: "weight", "bias" or another name in the layer's BLOBS, or an index;
+            shared blobs may be left out. () stands for 0, 1, ...
     """
 
     name: str
     blobs: tuple[Blob, ...]
     type: str = ""
     where: Where = field(default_factory=Where)
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All blobs of a file, in file order; a name may come more than once (Caffe lets the last one win)."""
+    """All blobs of a file, in file order; a name may come more than once (Caffe lets the last one win).
+
+    Attributes:
+        format: "caffemodel", "hdf5", "safetensors" or "pt".
+        metadata: entries of a safetensors header; "caffe_net" is the net as prototxt text.
+        notes: what the file holds besides and was not read.
+    """
 
     layers: tuple[LayerBlobs, ...]
     source: str = ""
     format: str = "caffemodel"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LayerBlobs]:
         return iter(self.layers)
