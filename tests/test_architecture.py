@@ -36,7 +36,7 @@ every_file = pytest.mark.parametrize("file", SOURCES)
 
 def imported(nodes: Iterator[ast.AST]) -> set[str]:
     """The modules that import statements name, in full."""
-    modules = set()
+    modules: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
@@ -59,7 +60,7 @@ def trunk(net: pb.NetParameter) -> list[pb.LayerParameter]:
 
 def symbols(net: pb.NetParameter) -> list[str]:
     """The net in the words of Table 1; ReLU and dropout are not in it."""
-    words = {
+    words: dict[str, Callable[[pb.LayerParameter], str]] = {
         "Convolution": lambda p: f"conv{p.convolution_param.kernel_size[0]}-{p.convolution_param.num_output}",
         "InnerProduct": lambda p: f"FC-{p.inner_product_param.num_output}",
         "LRN": lambda _: "LRN",
