@@ -1,0 +1,108 @@
+"""Runs recorded from the commit of December 2013 (keys: golden2013/README.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from caffe_compat.module import Net, Trace
+from tests.parity.cases import Case
+from tests.parity.compare import Comparison
+from tests.parity.nets import Call, gradients, load, parameters, recorded_calls, set_parameters, tensor
+from tests.parity.records import Array, Key, Record
+from tests.tolerances import Tolerance
+
+PROFILE = "dec2013"
+INTERNAL = ("prob", "pool_idx", "mask_u32")
+"""Keys for things inside a layer: the softmax of a loss, the chosen index, the raw numbers behind a mask. Loss and
+gradients follow from them."""
+
+
+def tolerance_of(entry: Mapping[str, Any]) -> Tolerance:
+    """The case's own, from the index."""
+    tol = entry.get("tol") or {}
+    return Tolerance(rtol=tol.get("rtol", 1e-4), atol=tol.get("atol", 1e-6))
+
+
+def load_2013(case: Case, **more: Any) -> Net:
+    return load(case.path("net.prototxt"), phase=str(case.entry.get("phase", "train")).upper(), profile=PROFILE, **more)
+
+
+def inject(net: Net, draws: Mapping[str, Array]) -> None:
+    """Give layers the recorded randomness: keep masks of Dropout, uniforms of stochastic pooling.
+
+    Layers take `context.state["draws"][layer name]` in place of random numbers.
+    """
+    net.graph.context.state["draws"] = dict(draws)
+
+
+def check_layer_case(case: Case, compare: Comparison) -> None:
+    """Forward, backward and each layer's own tops and bottom gradients."""
+    record, tolerance = Record(case.path("case.npz")), tolerance_of(case.entry)
+    net = load_2013(case)
+    inject(net, record.group("mask") | record.group("pool_u"))
+    set_parameters(net, record.params("param"))
+    seeds, diffs, inner = record.group("topdiff"), record.group("diff"), record.params("layerdiff")
+    inputs = {blob: tensor(array).requires_grad_(blob in diffs) for blob, array in record.group("in").items()}
+    with recorded_calls(net, watched_layers(net, diffs, inner)) as calls:
+        trace = net.trace(inputs)
+    for blob, want in record.group("out").items():
+        compare.array(f"out/{blob}", trace.blobs.get(blob), want, tolerance)
+    for (layer, index), want in record.params("layertop").items():
+        compare.array(f"layertop/{layer}/{index}", calls[layer].tops[index], want, tolerance)
+    loss = record.value("loss")
+    if loss is not None:
+        compare.array("loss", trace.loss, np.asarray(loss), tolerance)
+        total = trace.loss + sum((trace.blobs[blob] * tensor(seed)).sum() for blob, seed in seeds.items())
+        wanted = wanted_gradients(net, trace, calls, record, diffs, inner)
+        check_gradients(total, wanted, tolerance, compare)
+    for key in INTERNAL:
+        record.group(key)
+    compare.equal("keys that were not compared", record.unseen(), [])
+
+
+def watched_layers(net: Net, diffs: Mapping[str, Array], inner: Mapping[Key, Array]) -> frozenset[str]:
+    """Layers that write a bottom diff although nothing below them may be trainable (propagate_down is always true).
+
+    Nets with in-place layers say it layer by layer, the others blob by blob.
+    """
+    if inner:
+        return frozenset(layer for layer, _ in inner)
+    return frozenset(n.layer.name for n in net.graph.nodes if any(v.blob in diffs for v in n.bottoms))
+
+
+def wanted_gradients(
+    net: Net,
+    trace: Trace,
+    calls: Mapping[str, Call],
+    record: Record,
+    diffs: Mapping[str, Array],
+    inner: Mapping[Key, Array],
+) -> dict[str, tuple[Any, Array]]:
+    """Key -> the tensor whose gradient is wanted, and the recorded one."""
+    own = parameters(net)
+    wanted = {f"diff/{blob}": (earliest(net, trace, calls, blob), array) for blob, array in diffs.items()}
+    for (layer, index), array in inner.items():
+        wanted[f"layerdiff/{layer}/{index}"] = (calls[layer].bottoms[index], array)
+    for (layer, index), array in record.params("paramdiff").items():
+        wanted[f"paramdiff/{layer}/{index}"] = (own[layer, index], array)
+    return wanted
+
+
+def earliest(net: Net, trace: Trace, calls: Mapping[str, Call], blob: str) -> Any:
+    """The first version of a blob that has a gradient: in-place layers below which nothing is trained write none."""
+    versions = [trace.first[blob]]
+    for node in net.graph.nodes:
+        versions += [calls[node.layer.name].bottoms[i] for i, v in enumerate(node.bottoms) if v.blob == blob]
+    return next((tensor for tensor in versions if tensor.requires_grad), versions[0])
+
+
+def check_gradients(
+    total: Any, wanted: Mapping[str, tuple[Any, Array]], tolerance: Tolerance, compare: Comparison
+) -> None:
+    grads = gradients(total, [tensor for tensor, _ in wanted.values()])
+    for (key, (_, want)), grad in zip(wanted.items(), grads, strict=True):
+        got = grad.reshape(want.shape) if key.startswith("paramdiff") and grad.numel() == want.size else grad
+        compare.array(key, got, want, tolerance)

@@ -1,0 +1,291 @@
+"""One recorded run of a net in an npz file (keys: golden/README.md), and its comparison with ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffe_compat.graph import Graph
+from caffe_compat.module import Net, Trace
+from tests.parity.compare import Comparison
+from tests.parity.nets import Call, gradients, parameters, recorded_calls, set_parameters, tensor
+from tests.tolerances import EXACT, NOISE_AROUND_ZERO, Tolerance
+
+Array = NDArray[Any]
+Key = tuple[str, int]
+
+COUNTING = frozenset({"Accuracy", "Threshold"})
+"""Layers whose tops are counts or flags: exact."""
+NORMALISING = frozenset({"BatchNorm", "BN"})
+AUTOMATIC = "(automatic)"
+
+
+class Record:
+    """The arrays of an npz file; it notes which were asked for, so that no key goes unseen."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as stored:
+            self.arrays: dict[str, Array] = {key: stored[key] for key in stored.files}
+        self.seen: set[str] = set()
+        self.meta: dict[str, Any] = json.loads(str(self.value("meta", "{}")))
+        self.phase = str(self.value("phase", "TEST")).upper()
+
+    def value(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return self.arrays.get(key, default)
+
+    def group(self, prefix: str) -> dict[str, Array]:
+        """`<prefix>/<name>` -> array."""
+        found = {key: array for key, array in self.arrays.items() if key.startswith(prefix + "/")}
+        self.seen.update(found)
+        return {key[len(prefix) + 1 :]: array for key, array in found.items()}
+
+    def params(self, prefix: str) -> dict[Key, Array]:
+        """`<prefix>/<layer>/<i>` -> array; a layer's name may hold slashes."""
+        return {param_key(name): array for name, array in self.group(prefix).items()}
+
+    @property
+    def repeats(self) -> list[int]:
+        """The numbers k of the further forward passes, `seq<k>/...`."""
+        return sorted({int(m[1]) for key in self.arrays if (m := re.match(r"seq(\d+)/", key))})
+
+    def unseen(self) -> list[str]:
+        return sorted(set(self.arrays) - self.seen)
+
+
+def param_key(name: str) -> Key:
+    layer, _, index = name.rpartition("/")
+    return layer, int(index)
+
+
+# -- structure ---------------------------------------------------------------------------------------------
+
+
+def automatic_splits(layers: Iterable[list[Any]], own: frozenset[str]) -> dict[str, str]:
+    """Top of a split that Caffe inserted -> the blob that it copies (insert_splits.cpp)."""
+    source: dict[str, str] = {}
+    for name, kind, bottoms, tops in layers:
+        if kind == "Split" and name not in own and tops == [f"{name}_{k}" for k in range(len(tops))]:
+            source |= dict.fromkeys(tops, bottoms[0])
+    return source
+
+
+def check_structure(meta: Mapping[str, Any], graph: Graph, compare: Comparison) -> dict[str, str]:
+    """Layers, tops and bottoms, blob order, inputs, outputs, loss weights and parameter shapes.
+
+    Returns:
+        The blobs of splits that Caffe inserted and we do not have, with what they copy.
+    """
+    layers = meta.get("layers", [])
+    split = automatic_splits(layers, frozenset(layer.name for layer in graph.net.layer))
+    if layers:
+        want = [
+            [name, kind, [split.get(b, b) for b in bottoms], [t for t in tops if t != AUTOMATIC]]
+            for name, kind, bottoms, tops in layers
+            if not any(top in split for top in tops)
+        ]
+        compare.equal("layers", _layers(graph), want)
+    for key, own in (("inputs", list(graph.inputs)), ("outputs", list(graph.outputs))):
+        if key in meta:
+            compare.equal(key, own, [blob for blob in meta[key] if blob not in split])
+    if "params" in meta:
+        own_shapes = {name: [list(shape) for shape in shapes] for name, shapes in graph.params.items()}
+        compare.equal("params", own_shapes, {name: shapes for name, shapes in meta["params"].items() if shapes})
+    names = meta.get("blob_names", [])
+    if names:
+        compare.equal("blobs", list(graph.shapes), [name for name in names if name not in split])
+    if names and "blob_loss_weights" in meta:
+        stated = zip(names, meta["blob_loss_weights"], strict=True)
+        compare.equal("loss weights", loss_weights(graph), merged(stated, split))
+    return split
+
+
+def _layers(graph: Graph) -> list[list[Any]]:
+    return [
+        [n.layer.name, n.layer.TYPE, [v.blob for v in n.bottoms], [v.blob for v in n.tops if v.blob]]
+        for n in graph.nodes
+    ]
+
+
+def loss_weights(graph: Graph) -> dict[str, float]:
+    """Blob -> weight, where there is one."""
+    tops = [(v.blob or AUTOMATIC, w) for n in graph.nodes for v, w in zip(n.tops, n.loss_weights, strict=True)]
+    return merged(tops, {})
+
+
+def merged(weights: Iterable[tuple[str, float]], split: Mapping[str, str]) -> dict[str, float]:
+    """Blob -> weight with that of a blob's splits counted as its own."""
+    merged: dict[str, float] = {}
+    for blob, weight in weights:
+        if weight:
+            merged[split.get(blob, blob)] = merged.get(split.get(blob, blob), 0.0) + float(np.float32(weight))
+    return merged
+
+
+# -- numbers -----------------------------------------------------------------------------------------------
+
+
+class Replay:
+    """Runs one recorded case on our net.
+
+    Args:
+        record: the recorded run.
+        net: the net, built for the record's phase.
+        tolerance: for all values that are not counts.
+        forward_exact: False when a recorded forward pass need not be reproduced.
+        backward_exact: False when a recorded backward pass need not be reproduced.
+        random: the values depend on random numbers: only Dropout's own rule is checked.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        net: Net,
+        tolerance: Tolerance,
+        *,
+        forward_exact: bool = True,
+        backward_exact: bool = True,
+        random: bool = False,
+    ) -> None:
+        self.record, self.net, self.tolerance, self.random = record, net, tolerance, random
+        self.forward_exact, self.backward_exact = forward_exact and not random, backward_exact and not random
+        self.exact = counting_blobs(record.meta.get("layers", []))
+
+    def run(self, compare: Comparison) -> None:
+        """Every step that was recorded, each key compared."""
+        check_structure(self.record.meta, self.net.graph, compare)
+        before = self.record.params("param")
+        set_parameters(self.net, before)
+        if memory := self.record.group("memory"):
+            self.net.set_input_arrays(memory["data"], memory["labels"])
+        trace = self.first_pass(compare)
+        self.shapes(trace, compare)
+        self.values("", trace, compare)
+        self.statistics("", before, compare)
+        for k in self.record.repeats:
+            changed = {blob: tensor(array) for blob, array in self.record.group(f"seq{k}/in").items()}
+            self.values(f"seq{k}/", self.net.trace(self.inputs() | changed), compare)
+            self.statistics(f"seq{k}/", {}, compare)
+        compare.equal("keys that were not compared", self.record.unseen(), [])
+
+    def inputs(self, wanting: Iterable[str] = ()) -> dict[str, Any]:
+        """Fresh tensors for the net's inputs; those `wanting` a gradient get one."""
+        arrays = {blob: array for blob, array in self.record.group("in").items() if blob in self.net.graph.inputs}
+        return {blob: tensor(array).requires_grad_(blob in wanting) for blob, array in arrays.items()}
+
+    def first_pass(self, compare: Comparison) -> Trace:
+        """Forward, and backward where it was recorded."""
+        diffs, param_diffs = self.record.group("diff"), self.record.params("paramdiff")
+        seeds = self.record.group("topdiff")
+        with recorded_calls(self.net) as calls:
+            trace = self.net.trace(self.inputs(diffs))
+        if diffs or param_diffs:
+            total = trace.loss + sum((trace.blobs[blob] * tensor(seed)).sum() for blob, seed in seeds.items())
+            self.backward(total, trace, (diffs, param_diffs), compare)
+            if self.random:
+                check_dropout(self.net, calls, total, compare)
+        return trace
+
+    def backward(
+        self, total: Any, trace: Trace, want: tuple[dict[str, Array], dict[Key, Array]], c: Comparison
+    ) -> None:
+        diffs, param_diffs = want
+        own = parameters(self.net)
+        for blob in diffs.keys() - trace.first.keys():
+            c.check(False, f"diff/{blob}: no such blob")
+        blobs = [blob for blob in diffs if blob in trace.first]
+        keys = [key for key in param_diffs if key in own]
+        c.equal("paramdiff", sorted(keys), sorted(param_diffs))
+        grads = gradients(total, [trace.first[blob] for blob in blobs] + [own[key] for key in keys])
+        quiet = bias_before_normalisation(self.record.meta.get("layers", []))
+        for blob, grad in zip(blobs, grads[: len(blobs)], strict=True):
+            self.compare(f"diff/{blob}", grad, diffs[blob], c, exact=self.backward_exact)
+        for (layer, index), grad in zip(keys, grads[len(blobs) :], strict=True):
+            want_array = param_diffs[layer, index]
+            tolerance = NOISE_AROUND_ZERO if (layer, index) in quiet else None
+            name = f"paramdiff/{layer}/{index}"
+            self.compare(name, grad.reshape(want_array.shape), want_array, c, tolerance, exact=self.backward_exact)
+
+    def shapes(self, trace: Trace, compare: Comparison) -> None:
+        names, shapes = self.record.meta.get("blob_names", []), self.record.meta.get("blob_shapes", [])
+        for blob, shape in zip(names, shapes, strict=True):
+            if blob in trace.blobs:
+                compare.equal(f"shape of {blob}", list(trace.blobs[blob].shape), shape)
+
+    def values(self, step: str, trace: Trace, compare: Comparison) -> None:
+        loss = self.record.value(f"{step}loss")
+        if loss is not None:
+            self.compare(f"{step}loss", trace.loss, np.asarray(loss), compare, exact=self.forward_exact)
+        for kind in ("out", "blob"):
+            for blob, want in self.record.group(f"{step}{kind}").items():
+                tolerance = EXACT if is_count(blob, want, self.exact) else None
+                got = trace.blobs.get(blob)
+                self.compare(f"{step}{kind}/{blob}", got, want, compare, tolerance, exact=self.forward_exact)
+
+    def statistics(self, step: str, before: Mapping[Key, Array], compare: Comparison) -> None:
+        """Parameters that the forward pass changed, and that it changed no other."""
+        after = self.record.params(f"{step}param_after")
+        own = parameters(self.net)
+        for key, want in (dict(before) | after).items():
+            got = own[key].detach().reshape(want.shape) if key in own else None
+            tolerance = self.tolerance if key in after else EXACT
+            compare.array(f"{step}param_after/{key[0]}/{key[1]}", got, want, tolerance)
+
+    def compare(
+        self,
+        key: str,
+        got: Any,
+        want: Array,
+        compare: Comparison,
+        tolerance: Tolerance | None = None,
+        *,
+        exact: bool = True,
+    ) -> None:
+        """Values, or only the shape where the recorded ones need not be reproduced."""
+        if exact or got is None:
+            compare.array(key, got, want, tolerance or self.tolerance)
+        else:
+            compare.equal(f"{key} shape", tuple(got.shape), want.shape)
+
+
+def counting_blobs(layers: Iterable[list[Any]]) -> dict[str, str]:
+    """Blob -> type of the layer that puts counts, flags or indices into it."""
+    counting: dict[str, str] = {}
+    for _, kind, _, tops in layers:
+        if kind in COUNTING or kind == "ArgMax":
+            counting |= dict.fromkeys(tops, kind)
+        elif kind == "Pooling":
+            counting |= dict.fromkeys(tops[1:], kind)
+    return counting
+
+
+def is_count(blob: str, want: Array, counting: Mapping[str, str]) -> bool:
+    """Whether to compare exactly; ArgMax may also give values, which are not integers."""
+    return blob in counting and (counting[blob] in COUNTING or bool((want == np.rint(want)).all()))
+
+
+def bias_before_normalisation(layers: Iterable[list[Any]]) -> set[Key]:
+    """Biases whose gradient is zero but for rounding, because a batch normalisation follows."""
+    layers = list(layers)
+    normalised = {bottoms[0] for _, kind, bottoms, _ in layers if kind in NORMALISING and bottoms}
+    return {(name, 1) for name, _, _, tops in layers if normalised & set(tops)}
+
+
+def check_dropout(net: Net, calls: Mapping[str, Call], total: Any, compare: Comparison) -> None:
+    """Survivors are scaled by 1 / (1 - ratio), the others are zero, and the gradient follows the same mask."""
+    for node in net.graph.nodes:
+        if node.layer.TYPE != "Dropout":
+            continue
+        name, scale = node.layer.name, 1 / (1 - node.layer.p.dropout_ratio)
+        (bottom,), (top,) = calls[name].bottoms[:1], calls[name].tops[:1]
+        mask = (top != 0).to(bottom)
+        compare.check(bool(mask.any()) and not bool(mask.all()), f"{name}: all or none dropped")
+        compare.array(f"{name} survivors", top, (bottom * mask * scale).detach().numpy(), Tolerance(rtol=1e-6))
+        top_grad, bottom_grad = gradients(total, [top, bottom])
+        compare.array(f"{name} diff", bottom_grad, (top_grad * mask * scale).numpy(), Tolerance(rtol=1e-6))

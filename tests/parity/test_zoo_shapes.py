@@ -1,0 +1,124 @@
+"""Published nets: layers, blobs, shapes, parameters, inputs, outputs and loss weights, or a refusal that says where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caffe_compat.reading import read_document
+
+from caffe_compat.errors import Problems, VggcError
+from caffe_compat.graph import Graph
+from caffe_compat.loading import State, open_net
+from caffe_compat.schema import pb
+from caffe_compat.upgrade import upgrade_net
+from tests.parity.cases import Case, Folders, guarded, read_json
+from tests.parity.compare import Comparison, comparing
+from tests.parity.records import check_structure, loss_weights, merged
+
+DATA_TYPES = frozenset({"Data", "ImageData", "HDF5Data", "WindowData", "MemoryData"})
+NOT_THE_NET = re.compile(r"TIMEOUT|MEMORY_LIMIT|signal |Unknown layer type|ModuleNotFoundError")
+"""Failures of the recording that say nothing about the net: its limits, fork layers that we know, Python modules."""
+PHASES = ("TEST", "TRAIN")
+
+
+def cases(folders: Folders) -> list[Case]:
+    shapes = folders.golden / "zoo_shapes" / "zoo_shapes.json.gz"
+    nets = folders.zoo / "prototxt"
+    if not (nets.is_dir() and shapes.exists()):
+        return []
+
+    def make() -> list[Case]:
+        content = read_json(shapes)
+        return [
+            Case("zoo_shapes", path, nets, content["nets"][digest], _types(content["nets"][digest]), zoo=folders.zoo)
+            for path, digest in content["paths"].items()
+        ]
+
+    return guarded("zoo_shapes", shapes, make)
+
+
+def _types(record: Mapping[str, Any]) -> tuple[str, ...]:
+    runs = [record.get("TEST"), *(record.get("SUBSTITUTED", {}).get(phase) for phase in PHASES)]
+    layers: list[Any] = next((run["layers"] for run in runs if isinstance(run, dict) and run.get("ok")), [])
+    return tuple(sorted({kind for _, kind, _, _ in layers})) or (f"({record.get('kind', 'no kind')})",)
+
+
+def test_zoo_shapes(case: Case) -> None:
+    record, path = case.entry, case.path(case.id)
+    kind = record["kind"]
+    with comparing() as compare:
+        if kind.startswith("solver"):
+            compare.equal("kind", type(read_document(path).message), pb.SolverParameter)
+        elif kind == "unparsable":
+            check_unparsable(path, record["TEST"]["error"], compare)
+        else:
+            check_phases(record, lambda phase: graph_of(path, phase), compare)
+        if substituted := record.get("SUBSTITUTED"):
+            net = substitute(path, substituted["substituted"])
+            check_phases(substituted, lambda phase: Graph.from_net(net, phase=phase), compare)
+
+
+def graph_of(path: Path, phase: str) -> Graph:
+    return open_net(path, state=State(phase=phase)).graph
+
+
+def check_phases(record: Mapping[str, Any], build: Any, compare: Comparison) -> None:
+    for phase in PHASES:
+        run = record.get(phase)
+        if run is not None:
+            check_run(record["TEST"] if run == "same" else run, phase, build, compare)
+
+
+def check_run(run: Mapping[str, Any], phase: str, build: Any, compare: Comparison) -> None:
+    """The graph equals what Caffe built; where Caffe refused the net, so do we."""
+    if not run["ok"] and NOT_THE_NET.search(run["error"]):
+        compare.check(True, "")
+        return
+    try:
+        graph = build(phase)
+    except VggcError as error:
+        compare.check(not run["ok"], f"{phase}: refused, but Caffe builds it: {str(error)[:600]}")
+        return
+    compare.check(run["ok"], f"{phase}: built, but Caffe says: {run.get('error')}")
+    if run["ok"]:
+        check_graph(run, graph, compare)
+
+
+def check_graph(run: Mapping[str, Any], graph: Graph, compare: Comparison) -> None:
+    split = check_structure({**run, "blob_names": [name for name, _ in run["blobs"]]}, graph, compare)
+    own = [[name, list(shape)] for name, shape in graph.shapes.items()]
+    compare.equal("shapes", own, [blob for blob in run["blobs"] if blob[0] not in split])
+    compare.equal("loss weights", loss_weights(graph), merged(run["loss_weights"].items(), split))
+
+
+def check_unparsable(path: Path, message: str, compare: Comparison) -> None:
+    """An error with a line; a field of a fork may also be known to us, then the net may stand."""
+    try:
+        document = read_document(path)
+        graph = open_net(path, collect=True).graph
+    except VggcError as error:
+        errors = error.errors if isinstance(error, Problems) else (error,)
+    else:
+        compare.check("no field named" in message, f"accepted, but Caffe says: {message}")
+        errors = graph.problems
+        if not errors:
+            compare.check(not document.map.unknown, f"unknown fields and no error: {document.map.unknown[:3]}")
+    for one in errors:
+        compare.check(one.where.line > 0, f"no line: {one}")
+
+
+def substitute(path: Path, shapes: Mapping[str, list[int]]) -> pb.NetParameter:
+    """The upgraded net with an Input layer in place of each data layer (golden/README.md, zoo_shapes)."""
+    net = upgrade_net(read_document(path).message).net
+    for layer in net.layer:
+        if layer.type in DATA_TYPES:
+            new = pb.LayerParameter(name=layer.name, type="Input", top=layer.top)
+            new.include.MergeFrom(layer.include)
+            new.exclude.MergeFrom(layer.exclude)
+            for top in layer.top:
+                new.input_param.shape.add(dim=shapes[f"{layer.name}/{top}"])
+            layer.CopyFrom(new)
+    return net
