@@ -1,0 +1,97 @@
+"""Python: layers written in Python, known by module and class.
+
+A net only names such code, and nothing that a file names is run by itself. There are two ways to give it:
+
+    @python_layer("siftflow_layers.SIFTFlowSegDataLayer")      # a Layer in torch, like those in this package
+    class SIFTFlow(Layer): ...
+
+    load("net.prototxt", python_layers="layers")               # pycaffe's own classes, from that folder only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from caffe_compat.layers.base import Context, Layer, register
+from caffe_compat.schema import pb
+
+L = TypeVar("L", bound=type[Layer])
+
+_REGISTERED: dict[str, type[Layer]] = {}
+"""`module.Class` -> layer."""
+
+
+def python_layer(name: str) -> Callable[[L], L]:
+    """Class decorator: this Layer is what nets mean by the Python layer `module.Class`.
+
+    Raises:
+        ValueError: another class already stands for that name.
+    """
+
+    def decorate(cls: L) -> L:
+        other = _REGISTERED.setdefault(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"Python layer {name} is already registered by {other.__module__}")
+        _REGISTERED[name] = cls
+        return cls
+
+    return decorate
+
+
+@register
+class Python(Layer):
+    """What `python_param.module` and `python_param.layer` name; `python_param.param_str` is passed to it.
+
+    The object is one of the class registered with `python_layer`; else, when the net is built with a folder of
+    `python_layers`, an adapter for the pycaffe class in it. Source: python_layer.hpp, layer_factory.cpp.
+    """
+
+    TYPE = "Python"
+    PARAM = "python_param"
+    BOTTOMS = (0, None)
+    TOPS = (0, None)
+    INPLACE = True
+
+    def __new__(cls, param: pb.LayerParameter, context: Context, *_: Any, **__: Any) -> Any:
+        return object.__new__(_implementation(cls, param, context))
+
+    @property
+    def full_name(self) -> str:
+        """`module.Class`."""
+        return _full_name(self.param)
+
+
+class _Unknown(Python):
+    """Stands for code that was not given."""
+
+    def __init__(self, param: pb.LayerParameter, context: Context, locate: Any = None) -> None:
+        super().__init__(param, context, locate)
+        name, module = self.full_name, self.p.module
+        for field in ("module", "layer"):
+            what = f"python_param.{field} is not stated"
+            self.check(self.has(field), what, field="python_param", remedy="name the module and the class")
+        raise self.error(
+            f"{name} is Python code, which is not run because a net names it",
+            field="python_param.layer",
+            remedy=f'write a Layer in torch under @caffe_compat.python_layer("{name}"), or give '
+            f"python_layers=FOLDER when FOLDER/{module.replace('.', '/')}.py is pycaffe code that you trust",
+        )
+
+
+def _full_name(param: pb.LayerParameter) -> str:
+    return f"{param.python_param.module}.{param.python_param.layer}"
+
+
+def _implementation(cls: type[Python], param: pb.LayerParameter, context: Context) -> type[Python]:
+    """The class of the object that stands in the net."""
+    if cls is not Python:
+        return cls
+    own = _REGISTERED.get(_full_name(param))
+    if own is not None:
+        return type(own.__name__, (own, Python), {"TYPE": "Python", "__doc__": own.__doc__})
+    if context.state.get("python_layers"):
+        from caffe_compat.layers.pycaffe import PycaffeLayer
+
+        return PycaffeLayer
+    return _Unknown

@@ -1,0 +1,80 @@
+"""SoftmaxWithLoss: softmax along an axis and the negative log likelihood of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log, prod
+from typing import TYPE_CHECKING
+
+from caffe_compat.layers.base import Shape, register
+from caffe_compat.layers.loss import (
+    FLT_MIN,
+    Loss2013,
+    LossLayer,
+    check_label_count,
+    clamp_straight,
+    ignored_label,
+    label_indices,
+    normalization,
+    normalizer,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class SoftmaxWithLoss(LossLayer):
+    """loss = -1/Z sum_i log(max(p_i[label_i], FLT_MIN)), p = softmax of bottom 0 along `softmax_param.axis`.
+
+    Labels that equal `loss_param.ignore_label` do not count. Z by `loss_param.normalization`: FULL all positions,
+    VALID those that count, BATCH_SIZE the items before the axis, NONE 1; at least 1. Gradient: (p - onehot) / Z,
+    also where the logarithm was clamped. A second top holds p; no gradient comes from it.
+    Source: softmax_loss_layer.cpp.
+    """
+
+    TYPE = "SoftmaxWithLoss"
+    V1 = ("SOFTMAX_LOSS",)
+    V0 = ("softmax_loss",)
+    PARAM = "loss_param"
+    TOPS = (1, 2)
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        axis = self.axis(self.param.softmax_param.axis, len(bottoms[0]), "softmax_param.axis")
+        check_label_count(self, bottoms[0], bottoms[1], axis)
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        return [(), bottoms[0]][: self.tops]
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        data, labels = bottoms[0], bottoms[1]
+        axis = self.param.softmax_param.axis % data.ndim
+        outer, inner = prod(data.shape[:axis]), prod(data.shape[axis + 1 :])
+        log_p = torch.log_softmax(data.reshape(outer, data.shape[axis], inner), 1)
+        index, counted = label_indices(self, labels.reshape(outer, 1, inner), data.shape[axis], ignored_label(self.p))
+        losses = clamp_straight()(-log_p.gather(1, index), None, -log(FLT_MIN))  # (outer, 1, inner)
+        if counted is not None:
+            losses = losses.where(counted, 0)
+        loss = losses.sum() / normalizer(normalization(self.p), outer, inner, counted)
+        return [loss, log_p.detach().exp().view(data.shape)][: self.tops]
+
+
+@register
+class SoftmaxLoss2013(Loss2013):
+    """loss = -1/N sum_i log(max(p_i[label_i], FLT_MIN)), p = softmax over all values of an item; no top.
+
+    Gradient: (p - onehot) / N to bottom 0. Source: softmax_loss_layer.cu of December 2013.
+    """
+
+    TYPE = "SoftmaxWithLoss"
+    V0 = ("softmax_loss",)
+
+    def loss(self, bottoms: list[Tensor]) -> Tensor:
+        import torch
+
+        log_p = torch.log_softmax(bottoms[0].flatten(1), 1)
+        index, _ = label_indices(self, bottoms[1].reshape(-1, 1), log_p.shape[1])
+        return clamp_straight()(-log_p.gather(1, index), None, -log(FLT_MIN)).sum() / len(log_p)
