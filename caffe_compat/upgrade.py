@@ -254,12 +254,12 @@ def _without_blobs(net: pb.NetParameter) -> pb.NetParameter:
         for layer in copy.layers:
             _blob_owner(layer).ClearField("blobs")
         return copy
-    _copy_fields(net, copy, {"layers"})
+    copy_fields(net, copy, {"layers"})
     for layer in net.layers:
         owner, twin = _blob_owner(layer), copy.layers.add()
-        _copy_fields(layer, twin, {"blobs"} if owner is layer else {"layer"})
+        copy_fields(layer, twin, {"blobs"} if owner is layer else {"layer"})
         if owner is not layer:
-            _copy_fields(owner, twin.layer, {"blobs"})
+            copy_fields(owner, twin.layer, {"blobs"})
     return copy
 
 
@@ -268,7 +268,8 @@ def _blob_owner(layer: pb.V1LayerParameter) -> pb.V1LayerParameter | pb.V0LayerP
     return layer.layer if layer.HasField("layer") else layer
 
 
-def _copy_fields(message: Message, copy: Message, leave: set[str]) -> None:
+def copy_fields(message: Message, copy: Message, leave: set[str]) -> None:
+    """Copy the fields of a message, but for some; unknown fields stay behind."""
     copy.SetInParent()
     for descriptor, value in message.ListFields():
         if descriptor.name not in leave:
