@@ -92,6 +92,11 @@ def is_text(head: bytes) -> bool:
     return head.startswith(_BYTE_ORDER_MARKS) or not _CONTROL.search(head)
 
 
+def mostly_text(head: bytes) -> bool:
+    """At most one control character in fifty: text with a slip in it, not a binary net."""
+    return len(_CONTROL.findall(head)) * 50 <= len(head)
+
+
 _KINDS: tuple[tuple[Kind, Callable[[bytes], bool]], ...] = (
     (Kind("HDF5", "give it as the weights"), _hdf5),
     (Kind("gzip", "unpack it first (gunzip)"), _at_start(b"\x1f\x8b")),

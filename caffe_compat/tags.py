@@ -46,7 +46,7 @@ class Field(NamedTuple):
 def fits(descriptor: Any, wire: int) -> bool:
     """Whether protobuf reads a field of that wire type as the one described."""
     own = _WIRES.get(descriptor.type, VARINT)
-    return wire == own or (wire == BYTES and own != BYTES and bool(descriptor.is_repeated))
+    return wire == own or (wire == BYTES and own != BYTES and not descriptor.has_presence)
 
 
 class Tags:

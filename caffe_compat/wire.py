@@ -9,6 +9,7 @@ import mmap
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -58,28 +59,35 @@ def read_caffemodel(path: PathName) -> Model:
         BinaryError: it is not a caffemodel, is damaged, or a blob's values do not fill its shape.
     """
     source = os.fspath(path)
-    data = map_file(source)
-    refuse_other_kinds(data, source, "a caffemodel")
-    carved = _carve(data, source, pb.NetParameter)
-    if not (carved.message.layer or carved.message.layers):
-        what = "this is not a caffemodel: it has no layers"
-        raise BinaryError(what, where=Where(source, offset=0), remedy=DAMAGED)
+    carved = _carve(map_file(source), source, pb.NetParameter, "a caffemodel")
     layers = _layers(carved)
     return Model(carved.message, Weights(tuple(layers), source), carved.map(source))
 
 
 def read_message(path: PathName, kind: type[M]) -> Document:
-    """Read a binary message whole, except for the values of blobs in nets, which are left out.
+    """Read a binary message whole, except for blobs, which are left out unread.
 
     Raises:
         VggcError: there is no such file, or it may not be read.
         BinaryError: it is not such a message.
     """
     source = os.fspath(path)
-    data = map_file(source)
-    refuse_other_kinds(data, source, f"a binary {kind.DESCRIPTOR.name}")
-    carved = _carve(data, source, kind)
+    carved = _carve(map_file(source), source, kind, f"a binary {kind.DESCRIPTOR.name}")
     return Document(carved.message, carved.map(source))
+
+
+def read_blob(path: PathName) -> Blob:
+    """Read a file that is one blob (.binaryproto).
+
+    Raises:
+        VggcError: there is no such file, or it may not be read.
+        BinaryError: it is not a blob, is damaged, or its values do not fill its shape.
+    """
+    source = os.fspath(path)
+    data = map_file(source)
+    refuse_other_kinds(data, source, "a blob (.binaryproto)")
+    site = _Site("", "", Field(0, BYTES, 0, 0, len(data)))
+    return _BlobReader(_Carver(Tags(data, source)), site, 0, _Skipped()).read()
 
 
 def refuse_other_kinds(data: mmap.mmap | bytes, source: str, wanted: str) -> None:
@@ -138,7 +146,7 @@ class _Carver:
             self.stranger(descriptor, part, path)
             return None
         inside = f"{path}.{descriptor.name}" if path else descriptor.name
-        if descriptor.is_repeated:
+        if not descriptor.has_presence:  # in proto2 only repeated fields have none
             inside += f"[{counts[part.number]}]"
         counts[part.number] += 1
         if descriptor.type == FieldDescriptor.TYPE_MESSAGE:
@@ -210,7 +218,7 @@ class _Carver:
 
     def check_required(self, kind: Any, counts: Counter[int], path: str, start: int) -> None:
         """A message without what Caffe requires in it is most likely another fork's."""
-        missing = [f.name for f in kind.fields if f.is_required and not counts[f.number]]
+        missing = [name for name in _required(kind.name) if not counts[kind.fields_by_name[name].number]]
         if missing:
             text = f"lacks {', '.join(missing)}, which Caffe requires"
             self.unknown.append(UnknownField(Where(self.tags.source, offset=start), path, text))
@@ -229,6 +237,13 @@ class _Carver:
 _FLOATS = {FIXED32: "<f4", FIXED64: "<f8"}
 
 
+@cache
+def _required(message: str) -> tuple[str, ...]:
+    """The fields that a message of that name has to have."""
+    kind = getattr(pb, message, None)
+    return tuple(kind().FindInitializationErrors()) if kind else ()
+
+
 def _delimited(number: int, data: bytes) -> bytes:
     return encode_varint(number << 3 | BYTES) + encode_varint(len(data)) + data
 
@@ -245,10 +260,15 @@ class _Carved(Generic[M]):
         return SourceMap(source, carver.positions, tuple(carver.unknown), tuple(carver.warnings))
 
 
-def _carve(data: mmap.mmap | bytes, source: str, kind: type[M]) -> _Carved[M]:
+def _carve(data: mmap.mmap | bytes, source: str, kind: type[M], wanted: str) -> _Carved[M]:
+    refuse_other_kinds(data, source, wanted)
     carver = _Carver(Tags(data, source))
     small = carver.message(kind.DESCRIPTOR, 0, len(data))
-    return _Carved(_parse(carver.tags, kind, data[:] if small is None else small, 0), carver)
+    message = _parse(carver.tags, kind, data[:] if small is None else small, 0)
+    if not message.ListFields() or (isinstance(message, pb.NetParameter) and not (message.layer or message.layers)):
+        lacks = "layers" if isinstance(message, pb.NetParameter) else "field of one"
+        raise carver.tags.error(0, f"this is not {wanted}: it has no {lacks}", DAMAGED)
+    return _Carved(message, carver)
 
 
 def _parse(tags: Tags, kind: type[M], data: bytes, offset: int) -> M:
