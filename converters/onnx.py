@@ -192,7 +192,7 @@ def batch_values(graph: Graph) -> frozenset[Value]:
         input_shapes=larger,
         collect=True,
     )
-    if other.problems or other.values.keys() != graph.values.keys():
+    if other.problems or other.values.keys() != graph.values.keys() or other.params != graph.params:
         return frozenset()
     moved = {value for value, shape in graph.values.items() if other.values[value] != shape}
     follows = all(other.values[v] == (batch + 1, *graph.values[v][1:]) and graph.values[v][0] == batch for v in moved)
