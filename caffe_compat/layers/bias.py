@@ -71,7 +71,7 @@ class Bias(Layer):
         return [self.p.filler] if len(self.param.bottom) == 1 else []
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
-        axes_after(self, bottoms[0], bottoms[1] if len(bottoms) == 2 else self.operand)
+        axes_after(self, *bottoms, *self.blob_shapes(bottoms))
         return [bottoms[0]]
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:

@@ -40,8 +40,8 @@ class Scale(Layer):
         return [scale] * (len(self.param.bottom) == 1) + [self.p.bias_filler] * self.p.bias_term
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
-        operand = bottoms[1] if len(bottoms) == 2 else self.operand
-        axes_after(self, bottoms[0], operand)
+        for operand in [*bottoms[1:], *self.blob_shapes(bottoms)]:
+            axes_after(self, bottoms[0], operand)
         return [bottoms[0]]
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:

@@ -59,18 +59,6 @@ class Slice(Layer):
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.tops == 1:
             g.op("Identity", bottoms, tops)
-        elif self.dim == 0 and g.dynamic_batch:
-            self._batch_to_onnx(g, bottoms, tops)
         else:
-            sizes = g.constant(np.array(self._sizes(self.bottom_shapes[0][self.dim]), np.int64))
-            g.op("Split", [*bottoms, sizes], tops, axis=self.dim)
-
-    def _batch_to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str]) -> None:
-        """Cut a batch whose size is not known."""
-        if not self.points:
-            g.op("Split", bottoms, tops, axis=0, num_outputs=self.tops if g.opset >= 18 else None)
-            return
-        ends = [*self.points, np.iinfo(np.int64).max]
-        for top, limits in zip(tops, pairwise([0, *ends]), strict=True):
-            start, end = (g.constant(np.array([limit], np.int64)) for limit in limits)
-            g.op("Slice", [*bottoms, start, end, g.constant(np.array([0], np.int64))], [top])
+            sizes = self._sizes(self.bottom_shapes[0][self.dim])
+            g.op("Split", [*bottoms, g.constant(np.array(sizes, np.int64))], tops, axis=self.dim)

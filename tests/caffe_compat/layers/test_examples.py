@@ -1,0 +1,211 @@
+"""Rules that every layer keeps, on examples: shapes, gradients, other sizes at run time, ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from caffe_compat.errors import GraphError, LayerError, UnknownLayerError
+from caffe_compat.layers.base import Context, Shape, find_layer
+from tests.caffe_compat.layers.harness import (
+    Array,
+    Lone,
+    arrays,
+    check_gradients,
+    forward,
+    has_dynamic_batch,
+    lone,
+    run_onnx,
+    session,
+)
+from tests.tolerances import LAYERS
+
+IMAGE = (2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A layer with bottoms.
+
+    Attributes:
+        text: its fields in prototxt.
+        shapes: of the bottoms.
+        low, high: range of random bottoms.
+        frozen: its blobs are never learned.
+        phase, profile: of the graph.
+    """
+
+    text: str
+    shapes: tuple[Shape, ...] = (IMAGE,)
+    tops: int = 1
+    low: float = -2.0
+    high: float = 2.0
+    frozen: bool = False
+    phase: str = "TEST"
+    profile: str = "bvlc"
+
+    def lone(self) -> Lone:
+        return lone(self.text, *self.shapes, tops=self.tops, phase=self.phase, profile=self.profile)
+
+    def bottoms(self) -> list[Array]:
+        return arrays(*self.shapes, low=self.low, high=self.high)
+
+    def larger(self) -> Example:
+        """One more item in every bottom."""
+        return replace(self, shapes=tuple((shape[0] + 1, *shape[1:]) if shape else () for shape in self.shapes))
+
+    def __str__(self) -> str:
+        return " ".join([self.text.replace('"', "").removeprefix("type: "), self.phase, self.profile])
+
+
+PAIR = (IMAGE, IMAGE)
+EXAMPLES = [
+    Example('type: "AbsVal"'),
+    Example('type: "BNLL"', low=-60, high=60),
+    Example('type: "BNLL"', profile="dec2013"),
+    Example('type: "Clip" clip_param { min: -1 max: 0.5 }'),
+    Example('type: "Clip" clip_param { min: 1 max: -1 }'),
+    Example('type: "ELU"'),
+    Example('type: "ELU" elu_param { alpha: 0.3 }'),
+    Example('type: "Exp"'),
+    Example('type: "Exp" exp_param { base: 2 scale: 0.5 shift: 1.5 }'),
+    Example('type: "Exp" exp_param { shift: -1 }'),
+    Example('type: "Log"', low=0.1),
+    Example('type: "Log" log_param { base: 10 scale: 2 shift: 0.5 }', low=0.1),
+    Example('type: "Power"'),
+    Example('type: "Power" power_param { power: 3 scale: 0.5 shift: -1 }'),
+    Example('type: "Power" power_param { power: 0.5 }', low=0.1),
+    Example('type: "Power" power_param { power: 2 shift: 1 }'),
+    Example('type: "Power" power_param { scale: 0 shift: 3 power: 2 }'),
+    Example('type: "Power" power_param { power: 0 }'),
+    Example('type: "PReLU"'),
+    Example('type: "PReLU"', ((3, 4),)),
+    Example('type: "PReLU" prelu_param { channel_shared: true }'),
+    Example('type: "ReLU"'),
+    Example('type: "ReLU"', profile="dec2013"),
+    Example('type: "ReLU" relu_param { negative_slope: 0.1 }'),
+    Example('type: "Sigmoid"'),
+    Example('type: "Swish"'),
+    Example('type: "Swish" swish_param { beta: 2 }'),
+    Example('type: "TanH"'),
+    Example('type: "Threshold" threshold_param { threshold: 0.3 }'),
+    Example('type: "Dropout"'),
+    Example('type: "Softmax"'),
+    Example('type: "Softmax" softmax_param { axis: -1 }'),
+    Example('type: "Softmax"', profile="dec2013"),
+    Example('type: "BatchNorm"', frozen=True),
+    Example('type: "BatchNorm"', ((4, 3),), frozen=True),
+    Example('type: "BatchNorm"', ((4, 3, 5),), frozen=True),
+    Example('type: "BatchNorm" batch_norm_param { eps: 0.01 use_global_stats: false }', frozen=True),
+    Example('type: "BatchNorm"', frozen=True, phase="TRAIN"),
+    Example('type: "Scale"'),
+    Example('type: "Scale" scale_param { bias_term: true }'),
+    Example('type: "Scale" scale_param { axis: 2 num_axes: -1 bias_term: true }'),
+    Example('type: "Scale" scale_param { num_axes: 0 }'),
+    Example('type: "Scale" scale_param { axis: 0 bias_term: true }', (IMAGE, (2, 3))),
+    Example('type: "Scale"', (IMAGE, ())),
+    Example('type: "Bias"'),
+    Example('type: "Bias" bias_param { axis: -2 num_axes: 2 }'),
+    Example('type: "Bias" bias_param { axis: 0 }', (IMAGE, (2, 3))),
+    Example('type: "MVN"'),
+    Example('type: "MVN" mvn_param { across_channels: true }'),
+    Example('type: "MVN" mvn_param { normalize_variance: false }', ((2, 3, 4),)),
+    Example('type: "Eltwise"', PAIR),
+    Example('type: "Eltwise" eltwise_param { coeff: 0.5 coeff: -1 coeff: 1 }', (*PAIR, IMAGE)),
+    Example('type: "Eltwise" eltwise_param { operation: PROD }', (*PAIR, IMAGE)),
+    Example('type: "Eltwise" eltwise_param { operation: PROD stable_prod_grad: false }', PAIR),
+    Example('type: "Eltwise" eltwise_param { operation: MAX }', (*PAIR, IMAGE)),
+    Example('type: "Reduction"'),
+    Example('type: "Reduction" reduction_param { operation: ASUM axis: 1 }'),
+    Example('type: "Reduction" reduction_param { operation: SUMSQ axis: 2 coeff: 0.5 }'),
+    Example('type: "Reduction" reduction_param { operation: MEAN axis: -1 coeff: 3 }'),
+    Example('type: "ArgMax"'),
+    Example('type: "ArgMax"', ((5,),)),
+    Example('type: "ArgMax" argmax_param { top_k: 4 }', ((3, 6),)),
+    Example('type: "ArgMax" argmax_param { top_k: 2 out_max_val: true }'),
+    Example('type: "ArgMax" argmax_param { axis: 1 }'),
+    Example('type: "ArgMax" argmax_param { axis: -1 top_k: 3 out_max_val: true }'),
+    Example('type: "Concat"', (IMAGE, (2, 1, 4, 5), IMAGE)),
+    Example('type: "Concat" concat_param { axis: -1 }', PAIR),
+    Example('type: "Concat"'),
+    Example('type: "Slice"', ((2, 6, 3),), tops=3),
+    Example('type: "Slice" slice_param { axis: -1 slice_point: 1 slice_point: 3 }', tops=3),
+    Example('type: "Slice"'),
+    Example('type: "Split"', tops=3),
+    Example('type: "Flatten"'),
+    Example('type: "Flatten" flatten_param { axis: 1 end_axis: -2 }'),
+    Example('type: "Flatten" flatten_param { axis: 2 end_axis: 1 }'),
+    Example('type: "Flatten"', profile="dec2013"),
+    Example('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 dim: 2 } }'),
+    Example('type: "Reshape" reshape_param { axis: 1 num_axes: 2 shape { dim: 6 dim: 2 } }'),
+    Example('type: "Reshape" reshape_param { axis: -1 shape { dim: 1 } }'),
+    Example('type: "Reshape" reshape_param { axis: 0 num_axes: 0 shape { dim: 1 dim: -1 } }'),
+    Example('type: "Tile" tile_param { tiles: 3 }'),
+    Example('type: "Tile" tile_param { axis: -1 tiles: 2 }'),
+    Example('type: "Silence"', PAIR, tops=0),
+    Example('type: "Parameter" parameter_param { shape { dim: 2 dim: 3 } }', ()),
+]
+EXPORTED = [example for example in EXAMPLES if example.tops and example.shapes]
+
+
+def each(examples: list[Example]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", examples, ids=str)
+
+
+@each(EXAMPLES)
+def test_shape_rule_gives_the_real_shapes(example: Example) -> None:
+    it = example.lone()
+    tops = forward(it, example.bottoms(), it.blobs())
+    assert [top.shape for top in tops] == it.top_shapes
+    assert len(it.layer.fillers()) == len(it.node.blob_shapes)
+
+
+@each([e for e in EXAMPLES if e.tops])
+def test_gradients_equal_finite_differences(example: Example) -> None:
+    it = example.lone()
+    if it.layer.BACKWARD:
+        check_gradients(it, example.bottoms(), it.blobs(), learned=not example.frozen)
+        return
+    inputs = [torch.tensor(bottom, requires_grad=True) for bottom in example.bottoms()]
+    assert not any(top.requires_grad for top in it.layer.forward(inputs, []))
+
+
+@each(EXAMPLES)
+def test_other_batch_sizes_behave_as_in_a_net_built_for_them(example: Example) -> None:
+    it = example.lone()
+    larger = example.larger()
+    try:
+        other = larger.lone()
+    except GraphError:
+        other = None
+    if other is not None and other.node.blob_shapes == it.node.blob_shapes:
+        got, want = (forward(net, larger.bottoms(), it.blobs()) for net in (it, other))
+        assert [top.shape for top in got] == other.top_shapes
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    else:
+        with pytest.raises((LayerError, RuntimeError)):
+            forward(it, larger.bottoms(), it.blobs())
+
+
+@each(EXPORTED)
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+def test_onnx_runtime_agrees(example: Example, opset: int) -> None:
+    it = example.lone()
+    blobs = it.blobs()
+    exported = session(it, blobs, opset)
+    sizes = [example, example.larger()] if has_dynamic_batch(exported) else [example]
+    for size in sizes:
+        bottoms = size.bottoms()
+        want = forward(it, bottoms, blobs, np.float32)
+        got = run_onnx(exported, bottoms)
+        assert [top.shape for top in got] == [top.shape for top in want]
+        assert all(LAYERS.ratio(a, b) <= 1 for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["AbsVal", "Sigmoid", "TanH", "Split", "Concat", "Scale", "Eltwise", "Reshape"])
+def test_later_types_are_unknown_in_2013(kind: str) -> None:
+    with pytest.raises(UnknownLayerError, match="dec2013"):
+        find_layer(kind, Context(profile="dec2013"))
