@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
-from caffe_compat.errors import FormatError, VggcError
+from caffe_compat.errors import FormatError
 from caffe_compat.graph import Graph
+from caffe_compat.layers.base import Context
+from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
-from caffe_compat.source import Document, SourceMap
-from caffe_compat.upgrade import Upgraded, upgrade_net
+from caffe_compat.source import Document
+from caffe_compat.textformat import parse
+from caffe_compat.upgrade import upgrade_net
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
+from caffe_compat.wire import read_caffemodel
 
 if TYPE_CHECKING:
     from caffe_compat.module import Net
@@ -107,6 +111,27 @@ def open_net(
     graph = replace(graph, notes=tuple(notes))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
     return Opened(graph, _net(document), upgraded.generation, blobs, bound, tuple(notes))
+
+
+def _read(path: Path) -> tuple[Document, Weights | None]:
+    """The net of a file, and the weights that it carries."""
+    kind = kind_of(map_file(path))
+    if kind.name == "safetensors":
+        return _carried_net(read_weights(path))
+    if kind.name in ("HDF5", "zip"):
+        what = f"a {kind.name} file holds weights without a net"
+        raise FormatError(what, where=str(path), remedy="give the net (.prototxt) too")
+    if kind.name:
+        return read_document(path), None
+    model = read_caffemodel(path)
+    return Document(model.net, model.map), model.weights
+
+
+def _carried_net(weights: Weights) -> tuple[Document, Weights]:
+    if "caffe_net" not in weights.metadata:
+        remedy = "give the net (.prototxt) too"
+        raise FormatError("this safetensors file does not carry its net", where=weights.source, remedy=remedy)
+    return parse(weights.metadata["caffe_net"], pb.NetParameter, weights.source), weights
 
 
 def _net(document: Document) -> pb.NetParameter:
