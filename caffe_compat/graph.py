@@ -169,7 +169,7 @@ def _included(
     net: pb.NetParameter, phase: str, stages: Sequence[str], level: int, builder: _Builder
 ) -> list[tuple[int, pb.LayerParameter]]:
     """(index, layer) of the layers that the state includes (Net::FilterNet)."""
-    state = pb.NetState(phase=phase, level=level, stage=stages)  # type: ignore[arg-type]
+    state = pb.NetState(phase=phase, level=level, stage=[*net.state.stage, *stages])  # type: ignore[arg-type]
     kept = []
     for index, layer in enumerate(net.layer):
         if layer.include and layer.exclude:
@@ -306,7 +306,8 @@ class _Builder:
         """A shape within Blob::Reshape's limits."""
         where = self.locate(self.index)("").in_layer(self.layer_name)
         if len(shape) > MAX_AXES:
-            raise LayerError(f"a blob with {len(shape)} axes; Caffe allows {MAX_AXES}", where=where)
+            what = f"a blob with {len(shape)} axes; Caffe allows {MAX_AXES}"
+            raise LayerError(what, where=where, remedy="merge axes")
         if any(dim < 0 for dim in shape) or prod(shape) > MAX_COUNT:
             what = f"a blob of shape {' x '.join(map(str, shape))}; each size must be >= 0, the product < 2^31"
             raise LayerError(what, where=where, remedy="check the sizes of this layer and of its bottoms")
@@ -415,7 +416,8 @@ def _check_counts(layer: Layer) -> None:
     ):
         if got < least or (most is not None and got > most):
             wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            layer.check(False, f"{layer.TYPE} takes {wanted} {what} blob(s), got {got}", field=what)
+            found = f"{layer.TYPE} takes {wanted} {what} blob(s), got {got}"
+            layer.check(False, found, field=what, remedy=f"list {wanted}")
     inplace = set(layer.param.bottom) & set(layer.param.top)
     if inplace and not layer.INPLACE:
         name = min(inplace)

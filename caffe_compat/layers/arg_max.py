@@ -31,8 +31,8 @@ class ArgMax(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         bottom, self.top_k = bottoms[0], self.p.top_k
-        self.check(self.top_k >= 1, "top_k 0; it must be >= 1", field="argmax_param.top_k")
-        self.check(len(bottom) >= 1, "a bottom without axes", field="bottom[0]")
+        self.check(self.top_k >= 1, "top_k 0", field="argmax_param.top_k", remedy="use at least 1")
+        self.check(len(bottom) >= 1, "a bottom without axes", field="bottom[0]", remedy="reshape it to (N, values)")
         self.whole = not self.has("axis")
         self.dim = 1 if self.whole else self.axis(self.p.axis, len(bottom), "argmax_param.axis")
 

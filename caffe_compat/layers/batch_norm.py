@@ -36,7 +36,8 @@ class BatchNorm(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         rank = len(bottoms[0])
-        self.check(rank >= 2, f"a bottom with {rank} axes; the channels are axis 1", field="bottom[0]")
+        what = f"a bottom with {rank} axes; the channels are axis 1"
+        self.check(rank >= 2, what, field="bottom[0]", remedy="reshape it to (N, channels)")
         self.channels = bottoms[0][1]
         self.fraction, self.eps = self.p.moving_average_fraction, self.p.eps
         self.use_global_stats = self.p.use_global_stats if self.has("use_global_stats") else self.phase == "TEST"
@@ -55,7 +56,8 @@ class BatchNorm(Layer):
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         what = f"a bottom with {bottoms[0][1]} channels; the net was built for {self.channels}"
-        self.check(bottoms[0][1] == self.channels, what, field="bottom[0]")
+        same = bottoms[0][1] == self.channels
+        self.check(same, what, field="bottom[0]", remedy="feed that many channels, or build the net anew")
         return [bottoms[0]]
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:

@@ -26,7 +26,7 @@ class BatchReindex(Layer):
         items, indices = bottoms
         what = f"bottom 1 has {len(indices)} axes; a list of indices has one"
         self.check(len(indices) == 1, what, field="bottom[1]", remedy="reshape it to one axis")
-        self.check(len(items) >= 1, "bottom 0 has no axis of items", field="bottom[0]")
+        self.check(len(items) >= 1, "bottom 0 has no axes", field="bottom[0]", remedy="let its first axis be the items")
         return [(*indices, *items[1:])]
 
     def propagates(self, bottom: int) -> bool:

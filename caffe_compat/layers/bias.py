@@ -25,7 +25,8 @@ def operand_shape(layer: Layer, bottoms: Sequence[Shape]) -> Shape:
         return bottoms[1]
     bottom, count = bottoms[0], layer.p.num_axes
     first, field = layer.axis(layer.p.axis, len(bottom), f"{layer.PARAM}.axis"), f"{layer.PARAM}.num_axes"
-    layer.check(count >= -1, f"num_axes {count}; it must be >= 0, or -1 for all", field=field)
+    what = f"num_axes {count}; it must be >= 0, or -1 for all"
+    layer.check(count >= -1, what, field=field, remedy="state how many axes")
     what = f"axis {first} and num_axes {count} go beyond the {len(bottom)} axes of the bottom"
     layer.check(first + count <= len(bottom), what, field=field, remedy=f"use at most {len(bottom) - first}")
     return bottom[first:] if count == -1 else bottom[first : first + count]

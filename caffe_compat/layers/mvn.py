@@ -31,7 +31,8 @@ class MVN(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         rank = len(bottoms[0])
-        self.check(rank <= 4, f"a bottom with {rank} axes; MVN takes at most 4", field="bottom[0]")
+        what = f"a bottom with {rank} axes; MVN takes at most 4"
+        self.check(rank <= 4, what, field="bottom[0]", remedy="reshape it to four axes")
         self.dims = (1, 2, 3) if self.p.across_channels else (2, 3)
         self.normalize, self.eps = self.p.normalize_variance, self.p.eps
 

@@ -29,7 +29,8 @@ class Reshape(Layer):
         self.dims = list(self.p.shape.dim)
         field = "reshape_param.shape"
         self.check(self.dims.count(-1) <= 1, "more than one -1 in shape", field=field, remedy="let one size be -1")
-        self.check(min(self.dims, default=0) >= -1, f"shape {self.dims}; sizes must be >= -1", field=field)
+        what = f"shape {self.dims}; sizes must be >= -1"
+        self.check(min(self.dims, default=0) >= -1, what, field=field, remedy="state sizes, 0 to copy, -1 to infer")
         self.first = axis if axis >= 0 else rank + 1 + axis
         what = f"axis {axis} is out of range for a bottom with {rank} axes"
         remedy = f"use {-rank - 1} to {rank}"

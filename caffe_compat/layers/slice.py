@@ -35,7 +35,8 @@ class Slice(Layer):
         fits = not self.points or len(self.points) == self.tops - 1
         self.check(fits, what, field=field, remedy=f"state none, or {self.tops - 1}")
         rising = all(a < b for a, b in pairwise([0, *self.points]))
-        self.check(rising, f"slice_point {self.points}; they must rise and be > 0", field=field)
+        what = f"slice_point {self.points}; they must rise and be > 0"
+        self.check(rising, what, field=field, remedy="state them in rising order")
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         bottom = bottoms[0]
