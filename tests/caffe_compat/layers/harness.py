@@ -15,8 +15,9 @@ from onnx import numpy_helper
 from torch.autograd import gradcheck
 
 from caffe_compat.graph import Graph, Node, ParamKey
-from caffe_compat.layers.base import Layer, Shape
+from caffe_compat.layers.base import Context, Layer, Shape
 from caffe_compat.schema import pb
+from caffe_compat.upgrade import upgrade_net
 from caffe_compat.weights import Blob, Weights
 from converters.model import Model
 from converters.onnx import Options, build
@@ -50,13 +51,21 @@ class Lone:
 
 
 def lone(
-    text: str, *shapes: Shape, tops: int = 1, inplace: bool = False, phase: str = "TEST", profile: str = "bvlc"
+    text: str,
+    *shapes: Shape,
+    tops: int = 1,
+    inplace: bool = False,
+    phase: str = "TEST",
+    profile: str = "bvlc",
+    folder: str = ".",
+    python_layers: str | None = None,
 ) -> Lone:
     """A net of Input layers in0, in1, ... and the layer whose prototxt fields are `text`, with tops out0, out1, ...
 
     Args:
         inplace: the first top is in0.
-        phase, profile: of the graph.
+        phase, profile, folder: of the graph.
+        python_layers: the folder of pycaffe's layers.
     """
     names = [f"in{index}" for index in range(len(shapes))]
     outs = ["in0" if inplace and not index else f"out{index}" for index in range(tops)]
@@ -64,7 +73,8 @@ def lone(
     inputs = [_input(name, shape) for name, shape in zip(names, shapes, strict=True)]
     net = pb.NetParameter()
     text_format.Parse("\n".join(inputs) + f'\nlayer {{ name: "{NAME}" {text} {" ".join(fields)} }}', net)
-    return Lone(Graph.from_net(net, phase=phase, profile=profile))
+    context = Context(phase, profile, folder=folder, state={"python_layers": python_layers})
+    return Lone(Graph.from_upgraded(upgrade_net(net), context))
 
 
 def _input(name: str, shape: Shape) -> str:
