@@ -133,7 +133,7 @@ class _Binder:
         shared = {place for place in range(count) if node.params[place] != ParamKey(index, place)}
         absent = set(range(count)) - set(found) - shared
         if absent or len(set(found)) < len(found) or not all(0 <= place < count for place in found):
-            self.problems.append(_count(entry, node, f"has {', '.join(names) or 'no blobs'}"))
+            self.problems.append(_count(entry, node, f"has blob(s) {', '.join(names)}" if names else "has no blobs"))
             return {}
         return dict(zip(found, entry.blobs, strict=True))
 

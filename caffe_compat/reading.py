@@ -143,6 +143,10 @@ def _from_text(data: mmap.mmap, source: str) -> Document:
     strange = {unknown.path for unknown in net.map.unknown if "." not in unknown.path}
     if len(strange & set(pb.SolverParameter.DESCRIPTOR.fields_by_name)) > own:
         return parse(data[:], pb.SolverParameter, source)
+    if net.map.unknown and not net.message.ListFields():
+        first = net.map.unknown[0]
+        what = f'neither a net nor a solver: it begins with "{first.path.partition(".")[0]}"'
+        raise TextError(what, where=first.where, remedy="give a net's or solver's file")
     return net
 
 

@@ -34,6 +34,7 @@ from tests.caffe_compat.wire_files import (
     unpacked,
     varint,
 )
+from tests.shared import shared
 
 
 def read(folder: Path, data: bytes) -> Model:
@@ -284,6 +285,26 @@ def test_equals_protobuf_on_recorded_files(path: Path) -> None:
     for entry, (_, blobs) in zip(got, expected, strict=True):
         for blob, proto in zip(entry.blobs, blobs, strict=True):
             np.testing.assert_array_equal(blob.values, proto.double_data or proto.data)
+
+
+def test_equals_protobuf_on_published_models() -> None:
+    refused, read = [], 0
+    for path in sorted(shared("zoo", "models").rglob("*.caffemodel")):
+        net = pb.NetParameter.FromString(path.read_bytes())
+        try:
+            got = read_caffemodel(path).weights
+        except BinaryError:
+            refused.append(path.name)
+            continue
+        read += 1
+        expected = [(param, blob) for param in [*net.layer, *net.layers] for blob in param.blobs]
+        flat = [(entry, blob) for entry in got for blob in entry.blobs]
+        for (entry, blob), (param, proto) in zip(flat, expected, strict=True):
+            assert entry.name == param.name
+            values = np.asarray(proto.double_data or proto.data, blob.values.dtype)
+            assert blob.values.tobytes() == (proto.raw_data or values.tobytes())
+    assert read > 0
+    assert refused in ([], ["test_persist.caffemodel"])  # 48 values in 4 x 3 x 0 x 0; Caffe refuses it as well
 
 
 # -- large -------------------------------------------------------------------------------------------------
