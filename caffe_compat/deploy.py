@@ -36,7 +36,7 @@ class Deployed:
 
     Attributes:
         net: a new message.
-        origins: for each layer of `net` the index of the layer that it was, or that it replaces.
+        origins: for each layer of `net` the index of the layer that it was, or that it replaces; -1 for a new one.
         notes: what was dropped or replaced, one sentence each; empty when nothing was.
     """
 
@@ -75,8 +75,9 @@ def deploy(
     work.join_batches(labels)
     work.strip(labels)
     work.prune()
+    work.add_inputs()
     work.name_activations()
-    built = work.build()
+    built = work.build(pb.NetState(phase=pb.TEST, level=level, stage=stages))
     notes = work.notes + fill_shapes(built, work.data_inputs(), weights, dict(input_shapes or {}))
     return Deployed(built, tuple(item.origin for item in work.items), tuple(notes))
 
@@ -163,11 +164,14 @@ class _Work:
         self.notes: list[str] = []
         self.gone: dict[str, str | None] = {}  # blob that is no longer made -> the one to read instead
         self.orphans: set[str] = set()  # blobs that a dropped layer read
+        self.judged: set[str] = set()  # blobs that a dropped loss or measure read
         self.learned = {layer.name for layer in weights or () if layer.blobs} & {layer.name for layer in net.layer}
 
     def drop(self, item: _Item, why: str) -> None:
         self.notes.append(f"dropped {item}: {why}")
         self.orphans.update(item.bottoms)
+        if _judges(item):
+            self.judged.update(item.bottoms)
 
     # what a layer is
 
@@ -226,7 +230,7 @@ class _Work:
         chosen = inside + self.missing(inside, outside)
         for item in outside:
             if item not in chosen:
-                self.notes.append(f"dropped {item}: it is not part of the {pb.Phase.Name(state.phase)} phase")
+                self.drop(item, f"it is not part of the {pb.Phase.Name(state.phase)} phase")
         self.items = sorted(chosen, key=lambda item: item.origin)
 
     def missing(self, inside: list[_Item], outside: list[_Item]) -> list[_Item]:
@@ -262,12 +266,13 @@ class _Work:
 
     def is_label(self, item: _Item, top: str, any_learns: bool) -> bool:
         reached = self.reached(top)
-        judged = any(map(_judges, reached))
+        made = {top, *(blob for reader in reached if not _judges(reader) for blob in reader.tops)}
+        judged = any(map(_judges, reached)) or bool(made & self.judged)
         if not any_learns:
             return judged and all(_judges(reader) and reader.bottoms[0] != top for reader in self.readers(top))
         if any(self.learns(reader) for reader in reached if not _judges(reader)):
             return False
-        useful = any(not self.readers(blob) for reader in reached if not _judges(reader) for blob in reader.tops)
+        useful = any(not self.readers(blob) for blob in made - {top})
         return judged or (self.is_data(item) and not useful)
 
     def join_batches(self, labels: set[str]) -> None:
@@ -346,11 +351,11 @@ class _Work:
         for item in reversed(self.items if learned else []):
             if item.data:
                 item.tops = [top for top in item.tops if self.readers(top)]
-            elif not self.is_spare(item, learned):
-                continue
-            else:
+            elif self.is_spare(item, learned):
                 self.drop(item, "only dropped layers need it")
                 item.tops = []
+            else:
+                continue
             self.items = [other for other in self.items if other is not item or item.tops]
 
     def is_spare(self, item: _Item, learned: set[str]) -> bool:
@@ -370,13 +375,27 @@ class _Work:
             if item.kind != item.layer.type and item.bottoms:
                 self.notes.append(f'replaced {item} by {item.kind} "{item.bottoms[0]}" -> "{item.tops[0]}"')
 
+    def add_inputs(self) -> None:
+        """An Input for what a net without any source reads: old saved nets have the names of their inputs alone."""
+        if any(not item.bottoms for item in self.items):
+            return
+        made: set[str] = set()
+        lacking: dict[str, None] = {}
+        for item in self.items:
+            lacking.update(dict.fromkeys(blob for blob in item.bottoms if blob not in made))
+            made.update(item.tops)
+        if lacking:
+            self.items.insert(0, _Item(-1, pb.LayerParameter(), [], list(lacking), "Input"))
+
     # the result
 
     def data_inputs(self) -> list[DataInput]:
-        """The Input layers that stand for data layers and still lack shapes."""
-        return [DataInput(index, tuple(item.data)) for index, item in enumerate(self.items) if item.data]
+        """The Input layers that have no shapes yet."""
+        new = enumerate(self.items)
+        return [DataInput(i, tuple(item.data)) for i, item in new if item.kind == "Input" != item.layer.type]
 
-    def build(self) -> pb.NetParameter:
+    def build(self, state: pb.NetState) -> pb.NetParameter:
+        """The net; `state` is the one in which it will be built."""
         built = pb.NetParameter()
         built.CopyFrom(self.net)
         kept = {item.origin: item for item in self.items}
@@ -385,7 +404,10 @@ class _Work:
                 _write(kept[index], built.layer[index])
             else:
                 del built.layer[index]
-        self.notes += _leave_training(self.net, built, bool(self.notes))
+        if -1 in kept:
+            built.layer.insert(0, pb.LayerParameter(name="input", type="Input", top=kept[-1].tops))
+        if self.notes or not all(_included(layer, state) for layer in built.layer):
+            self.notes += _leave_training(self.net, built)
         return built
 
 
@@ -407,8 +429,8 @@ def _write(item: _Item, layer: pb.LayerParameter) -> None:
     layer.CopyFrom(new)
 
 
-def _leave_training(net: pb.NetParameter, built: pb.NetParameter, changed: bool) -> list[str]:
-    """Clear what ties layers to the TRAIN phase. Returns notes."""
+def _leave_training(net: pb.NetParameter, built: pb.NetParameter) -> list[str]:
+    """Clear what ties layers to a phase. Returns notes."""
     notes = []
     ruled = [layer for layer in built.layer if layer.include or layer.exclude]
     for layer in ruled:
@@ -422,7 +444,7 @@ def _leave_training(net: pb.NetParameter, built: pb.NetParameter, changed: bool)
         layer.ClearField("phase")
     if trained and saved:
         notes.append(f"removed phase: TRAIN, in which the net was saved, from {len(trained)} layer(s)")
-    return notes + (_use_global_stats(built) if changed or notes else [])
+    return notes + _use_global_stats(built)
 
 
 def _use_global_stats(built: pb.NetParameter) -> list[str]:

@@ -34,7 +34,7 @@ class DataInput:
 
     Attributes:
         index: of the layer in its net.
-        data: the data layers that it stands for.
+        data: the data layers that it stands for; none for inputs of which a saved net only had the names.
     """
 
     index: int
@@ -75,7 +75,7 @@ def fill_shapes(
             layer.input_param.shape.add(dim=shapes[top].shape)
         told = ", ".join(f'"{t}" {" x ".join(map(str, shapes[t].shape))} ({shapes[t].reason})' for t in layer.top)
         replaced = ", ".join(f'"{data.name}" ({data.type})' for data in item.data)
-        notes.append(f"replaced layer {replaced} by an Input: {told}")
+        notes.append(f"replaced layer {replaced} by an Input: {told}" if item.data else f"added an Input: {told}")
     return notes
 
 
@@ -83,7 +83,7 @@ def fill_shapes(
 
 
 def _stated(top: str, item: DataInput, given: Mapping[str, Sequence[int]]) -> _Blob:
-    data = item.data[0]
+    data = item.data[0] if item.data else pb.LayerParameter(type="Input")
     blob = _Blob(top, data, size=_size(data), channels=_color(data))
     if top in given:
         return replace(blob, shape=tuple(int(dim) for dim in given[top]), reason="as asked for")
@@ -164,14 +164,18 @@ class _Search:
         if first.type not in CHANNELS or (len(stored.shape) < 2 and first.type.endswith("volution")):
             return self.fail(blob)
         channels = CHANNELS[first.type](stored) * (first.convolution_param.group if first.type == "Convolution" else 1)
-        trials = [replace(blob, channels=times * channels, reason=reason) for times in (1, 2, 3, 4)]
-        return next((trial for trial in trials if self.suits(trial, first.name, stored)), trials[0])
+        times = range(1, 17) if any(layer.type == "Slice" for layer in self.readers(blob.name)) else range(1, 2)
+        trials = [replace(blob, channels=n * channels, reason=reason) for n in times]
+        return max(trials, key=self.suits) if len(trials) > 1 else trials[0]
 
-    def suits(self, blob: _Blob, layer: str, stored: Blob) -> bool:
-        """Whether a layer gets blobs of the stored shape; Slice and Concat may stand before it."""
+    def suits(self, blob: _Blob) -> int:
+        """How many of the layers that tell channels get blobs of the stored shape, 0 when one does not."""
         size = blob.size if all(blob.size) else (LARGEST, LARGEST)
         graph = self.build([replace(blob, shape=(1, blob.channels, *size)), *(b for b in self.blobs if b.shape)])
-        return layer in graph.params and stored.matches(graph.params[layer][0])
+        params = graph.params
+        told = [la.name for la in self.readers(blob.name) if la.type in CHANNELS and la.name in self.weights]
+        fits = [self.weights[name][0].matches(params[name][0]) for name in told if name in params]
+        return len(fits) if all(fits) else 0
 
     def vector(self, blob: _Blob, count: int, reason: str) -> _Blob:
         """The input of an InnerProduct layer of `count` inputs."""
@@ -218,5 +222,6 @@ class _Search:
 
     def fail(self, blob: _Blob) -> _Blob:
         where = Where(layer=blob.layer.name)
-        what = f'{blob.layer.type} layer "{blob.layer.name}" does not tell the shape of its top "{blob.name}"'
+        teller = f'{blob.layer.type} layer "{blob.layer.name}"' if blob.layer.name else "the net"
+        what = f'{teller} does not tell the shape of the input "{blob.name}"'
         raise GraphError(what, where=where, remedy=f"state it, e.g. {blob.name}=1,{blob.channels or 3},224,224")
