@@ -138,7 +138,7 @@ class Graph:
     ) -> Graph:
         """Build the graph of a net that is already of the newest generation; see `from_net`."""
         builder = _Builder(upgraded.net, context, source or SourceMap(), upgraded.origins, dict(input_shapes or {}))
-        builder.problems.extend(upgraded.problems)
+        builder.notes.extend(map(str, upgraded.problems))  # Caffe goes on without these fields
         builder.build(_included(upgraded.net, context.phase, stages, level, builder))
         if not collect:
             raise_all(builder.problems)
@@ -206,6 +206,7 @@ class _Builder:
         self.net, self.context, self.source, self.origins = net, context, source, origins
         self.input_shapes = input_shapes
         self.problems: list[VggcError] = []
+        self.notes: list[str] = []
         self.nodes: list[Node] = []
         self.version: dict[str, int] = {}
         self.shapes: dict[Value, Shape | None] = {}
@@ -403,6 +404,7 @@ class _Builder:
             tuple(outputs),
             self.source,
             tuple(self.problems),
+            tuple(self.notes),
         )
 
 

@@ -91,7 +91,7 @@ def open_net(
     document, carried = _read(Path(net))
     blobs = read_weights(weights) if weights is not None else carried
     upgraded = upgrade_net(_net(document), document.map)
-    notes = list(upgraded.notes)
+    notes = [*upgraded.notes, *map(str, upgraded.problems)]
     if carried is not None if deploy is None else deploy:
         deployed = make_deploy(upgraded.net, weights=blobs, input_shapes=state.input_shapes)
         origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in deployed.origins)
