@@ -112,6 +112,15 @@ def test_bnll_keeps_large_values() -> None:
     np.testing.assert_allclose(gradients(it, [x], [np.ones(4)])[0][0], [0, exp(-60), 1, 1], rtol=1e-12)
 
 
+def test_bnll_in_place_differentiates_its_top_in_2013() -> None:
+    x = np.linspace(-3, 3, 8).reshape(1, 8, 1, 1)
+    y = np.log1p(np.exp(x))
+    for profile, at in (("bvlc", x), ("dec2013", y)):
+        it = lone('type: "BNLL"', x.shape, inplace=True, profile=profile)
+        np.testing.assert_allclose(forward(it, [x])[0], y, rtol=1e-12)
+        np.testing.assert_allclose(gradients(it, [x], [np.ones_like(x)])[0][0], 1 / (1 + np.exp(-at)), rtol=1e-12)
+
+
 def test_fixed_power_ignores_nan() -> None:
     it = lone('type: "Power" power_param { scale: 0 shift: 3 }', (2,))
     x = np.array([np.nan, np.inf])
