@@ -40,5 +40,5 @@ $(PY):
 
 $(VENV)/%.stamp: $(SETUP) | $(PY)
 	@echo "installing into $(VENV) ..."
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@$(PY) -m pip install -qq --constraint constraints.txt --editable ".[$*]"
 	@touch $@
