@@ -421,8 +421,9 @@ def _misplaced(work: Work, index: int, v0: pb.V0LayerParameter, name: str) -> No
     if name in ("new_num", "new_channels"):
         work.notes.append(f'dropped {name} of layer "{v0.name}": Caffe never reads it')
         return
-    what = f'layers of type "{v0.type}" have no {name}; it is dropped'
-    work.problems.append(UpgradeError(what, where=work.where(index, name, v0.name), remedy=f"remove {name}"))
+    what = f'V0 layers of type "{v0.type}" have no {name}'
+    where = work.where(index, name, v0.name)
+    work.problems.append(UpgradeError(what, where=where, remedy="it is dropped; remove it"))
 
 
 def _fields(message: Message) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,232 @@
+"""Files of older generations rewritten in the newest one: Caffe's upgrade_net_proto_* and upgrade_solver_proto_text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from google.protobuf.message import Message
+
+from caffe_compat.errors import FormatError, UpgradeError, VggcError, Where, raise_all
+from caffe_compat.mapped import map_file
+from caffe_compat.reading import read_document
+from caffe_compat.schema import pb
+from caffe_compat.source import Document, SourceMap, UnknownField
+from caffe_compat.tags import BYTES, Tags, encode_varint
+from caffe_compat.textformat import dump, unknown_fields
+from caffe_compat.upgrade import upgrade_net, upgrade_solver
+from caffe_compat.writing import new_file
+
+TEXT_SUFFIXES = (".prototxt", ".pbtxt", ".txt")
+BINARY_SUFFIXES = (".caffemodel", ".binaryproto")
+
+
+@dataclass(frozen=True)
+class UpgradedFile:
+    """A net or solver in the newest generation, still to be written.
+
+    Attributes:
+        source: name of the file.
+        binary: whether it is binary.
+        message: the result, without blobs.
+        generation: of the file: "V0", "V1" or "V2"; "" for solvers.
+        changed: whether the result differs from the file.
+        problems: fields that have no place in the result. Caffe's tools write it all the same, and exit with 1.
+        notes: what was changed, dropped or will be ignored.
+        unknown: fields that Caffe does not have; they are kept, but for those among the problems.
+        origins: for each layer of the result the path of its layer in the file.
+        document: the file as it was read.
+    """
+
+    source: str
+    binary: bool
+    message: pb.NetParameter | pb.SolverParameter
+    generation: str
+    changed: bool
+    problems: tuple[VggcError, ...]
+    notes: tuple[str, ...]
+    unknown: tuple[UnknownField, ...]
+    origins: tuple[str, ...]
+    document: Document
+
+    def text(self) -> str:
+        """The result as prototxt; what a text file says that Caffe does not know is kept."""
+        carried: dict[str, list[str]] = {}
+        for unknown in () if self.binary else self.unknown:
+            place = _new_place(unknown, self.message, self.origins)
+            if place is not None:
+                carried.setdefault(place, []).append(unknown.text)
+        return dump(self.message, carried)
+
+    def write(self, target: Path, *, force: bool = False) -> None:
+        """Write the result as the file is, text or binary with its blobs; a binary net may also become .prototxt.
+
+        Raises:
+            VggcError: `target` exists and `force` is not given, or it cannot be written.
+            FormatError: a text file is to become a binary one.
+        """
+        if not self.binary and target.suffix in BINARY_SUFFIXES:
+            what = f"{self.source} is text, without weights to put into {target.name}"
+            raise FormatError(what, remedy="name the result .prototxt")
+        if target.exists() and not force:
+            raise VggcError(
+                "the file exists", where=str(target), remedy="choose another name, or overwrite with --force"
+            )
+        text = None if self.binary and target.suffix not in TEXT_SUFFIXES else self.text()
+        with new_file(target) as file:
+            if text is None:
+                _write_binary(self, file)
+            else:
+                file.write(text.encode())
+
+
+def upgrade_file(path: str | PathLike[str], *, strict: bool = False) -> UpgradedFile:
+    """Read a net or solver, text or binary, and bring it to the newest generation.
+
+    Args:
+        path: the file.
+        strict: refuse fields that have no place in the result, and fields that Caffe does not have.
+
+    Raises:
+        FormatError: it cannot be read.
+        UpgradeError: Caffe would refuse it; with `strict`, `Problems` for several fields.
+    """
+    document = read_document(path)
+    message = document.message
+    file = _net(document, message) if isinstance(message, pb.NetParameter) else _solver(document)
+    if strict:
+        strange = {str(unknown.where): _strange(unknown, "Caffe has no field") for unknown in file.unknown}
+        raise_all([*strange.values(), *(p for p in file.problems if str(p.where) not in strange)])
+    return file
+
+
+def _is_binary(places: SourceMap) -> bool:
+    return next((where.offset >= 0 for where in places.positions.values()), False)
+
+
+def _net(document: Document, net: pb.NetParameter) -> UpgradedFile:
+    places = document.map
+    up = upgrade_net(net, places)
+    lost = [] if _is_binary(places) else _lost(places, up.net, up.origins)
+    return UpgradedFile(
+        source=places.source,
+        binary=_is_binary(places),
+        message=up.net,
+        generation=up.generation,
+        changed=up.changed,
+        problems=(*up.problems, *lost),
+        notes=(*up.notes, *places.warnings),
+        unknown=tuple(places.unknown),
+        origins=up.origins,
+        document=document,
+    )
+
+
+def _solver(document: Document) -> UpgradedFile:
+    places = document.map
+    if any(".blobs[" in path for path in places.positions):
+        what = "a binary solver with weights in an inline net"
+        raise UpgradeError(what, where=places.source, remedy="keep the net in a file of its own")
+    up = upgrade_solver(cast(pb.SolverParameter, document.message), places)
+    return UpgradedFile(
+        source=places.source,
+        binary=_is_binary(places),
+        message=up.solver,
+        generation="",
+        changed=up.changed,
+        problems=(),
+        notes=(*up.notes, *places.warnings),
+        unknown=tuple(places.unknown),
+        origins=(),
+        document=document,
+    )
+
+
+# -- unknown fields of text files ---------------------------------------------------------------------------
+
+
+def _lost(places: SourceMap, net: pb.NetParameter, origins: Sequence[str]) -> Iterator[VggcError]:
+    for unknown in places.unknown:
+        if _new_place(unknown, net, origins) is None:
+            yield _strange(unknown, "no place in the newest generation for the unknown field")
+
+
+def _strange(unknown: UnknownField, what: str) -> UpgradeError:
+    name = unknown.path.rpartition(".")[2]
+    return UpgradeError(f'{what} "{name}"', where=unknown.where, remedy=f"remove {name}")
+
+
+def _new_place(unknown: UnknownField, message: Message, origins: Sequence[str]) -> str | None:
+    """The path of the message that an unknown field of a text file goes to; None when it is no longer there."""
+    (old,) = unknown_fields(SourceMap(unknown=(unknown,)))
+    head, _, rest = old.partition(".")
+    if head in origins:
+        head = f"layer[{origins.index(head)}]"
+        inside = "" if rest == "layer" else rest.removeprefix("layer.")  # V0 has its parameters in `layer`
+        new = f"{head}.{inside}" if inside else head
+    else:
+        new = old
+    return new if _has(message, new) else None
+
+
+def _has(message: Message, path: str) -> bool:
+    """Whether there is a message at a path."""
+    for part in path.split(".") if path else ():
+        name, _, index = part.rstrip("]").partition("[")
+        if name not in message.DESCRIPTOR.fields_by_name:
+            return False
+        value = getattr(message, name)
+        if index and int(index) >= len(value):
+            return False
+        if not index and not message.HasField(name):
+            return False
+        message = value[int(index)] if index else value
+    return True
+
+
+# -- binary files ------------------------------------------------------------------------------------------
+
+LAYER = pb.NetParameter.DESCRIPTOR.fields_by_name["layer"].number
+BLOBS = pb.LayerParameter.DESCRIPTOR.fields_by_name["blobs"].number
+
+
+def _write_binary(result: UpgradedFile, file: BinaryIO) -> None:
+    """The result with the blobs of the file, byte by byte; a file that needs no change is copied."""
+    if isinstance(result.message, pb.SolverParameter):
+        file.write(result.message.SerializeToString(deterministic=True))
+        return
+    with memoryview(map_file(result.source)) as data:
+        if not result.changed:
+            file.write(data)
+            return
+        header = pb.NetParameter()
+        header.CopyFrom(result.message)
+        header.ClearField("layer")
+        file.write(header.SerializeToString(deterministic=True))
+        for layer, origin in zip(result.message.layer, result.origins, strict=True):
+            small = layer.SerializeToString(deterministic=True)
+            blobs = list(_blobs(result.document.map, origin))
+            tags = [_head(BLOBS, end - start) for start, end in blobs]
+            size = len(small) + sum(map(len, tags)) + sum(end - start for start, end in blobs)
+            file.write(_head(LAYER, size) + small)
+            for tag, (start, end) in zip(tags, blobs, strict=True):
+                file.write(tag)
+                file.write(data[start:end])
+
+
+def _blobs(places: SourceMap, origin: str) -> Iterator[tuple[int, int]]:
+    """Where the contents of a layer's blobs start and end in its file."""
+    prefix = f"{origin}.layer.blobs" if f"{origin}.layer.blobs[0]" in places.positions else f"{origin}.blobs"
+    tags = Tags(map_file(places.source), places.source)
+    index = 0
+    while (where := places.positions.get(f"{prefix}[{index}]", Where())).offset >= 0:
+        field = tags.field(where.offset, len(tags.data))
+        yield field.value, field.end
+        index += 1
+
+
+def _head(number: int, size: int) -> bytes:
+    return encode_varint(number << 3 | BYTES) + encode_varint(size)
