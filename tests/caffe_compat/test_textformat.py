@@ -641,9 +641,12 @@ def values_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     }[field.type]
 
 
+REQUIRED = {"ClipParameter": ("min", "max")}
+
+
 def messages(kind: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Fields of a message as keyword arguments: some required ones always, up to three others."""
-    required = {field.name: values_of(field) for field in kind.fields if field.is_required}
+    required = {name: values_of(kind.fields_by_name[name]) for name in REQUIRED.get(kind.name, ())}
     chosen = st.lists(st.sampled_from(list(kind.fields)), max_size=3, unique_by=lambda field: field.name)
     return st.fixed_dictionaries(required).flatmap(
         lambda always: chosen.flatmap(
