@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_compat.errors import ConversionError
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape
-from caffe_compat.layers.files import inner_path, read_blob
+from caffe_compat.layers.files import inner_file, read_blob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,8 @@ class ImageSource(SourceLayer):
         transform = self.param.transform_param
         if not transform.HasField("mean_file"):
             return None
-        path = inner_path(self, transform.mean_file, "transform_param.mean_file")
-        if not path.is_file():
+        path = inner_file(self, transform.mean_file)
+        if path is None:
             return None
         shape, _ = read_blob(self, path, "transform_param.mean_file")
         what = f'the mean in "{path.name}" has shape {shape}; it must be (1, C, H, W)'

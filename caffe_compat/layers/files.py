@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from caffe_compat.errors import LayerError
 from caffe_compat.layers.base import Layer
 from caffe_compat.schema import pb
 
@@ -40,6 +41,15 @@ def inner_path(layer: Layer, name: str, field: str) -> Path:
     remedy = "put the file into it, or name a folder that holds both"
     layer.check(path.is_relative_to(folder), what, field=field, remedy=remedy)
     return path
+
+
+def inner_file(layer: Layer, name: str) -> Path | None:
+    """A file named in a net, None when it is not there or not inside the net's folder."""
+    try:
+        path = inner_path(layer, name, "")
+    except LayerError:
+        return None
+    return path if path.is_file() else None
 
 
 def read_blob(layer: Layer, path: Path, field: str) -> tuple[Shape, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffe_compat.layers.base import Layer, Shape, register
-from caffe_compat.layers.files import inner_path, read_blob
+from caffe_compat.layers.files import inner_file, inner_path, read_blob
 from caffe_compat.layers.loss import (
     LOG_THRESHOLD,
     Loss2013,
@@ -107,8 +107,8 @@ def _matrix_rule(layer: Layer, bottoms: Sequence[Shape], classes: int) -> np.nda
     what = "no infogain matrix: neither a third bottom nor infogain_loss_param.source"
     field = "infogain_loss_param.source"
     layer.check(layer.has("source"), what, field=field, remedy="name a BlobProto file")
-    path = inner_path(layer, layer.p.source, field)
-    if not path.is_file():
+    path = inner_file(layer, layer.p.source)
+    if path is None:
         return None
     _, values = read_blob(layer, path, field)
     what = f'"{layer.p.source}" holds {values.size} values; {classes} classes need {classes} x {classes}'
@@ -123,6 +123,7 @@ def _matrix_tensor(layer: Any, bottoms: list[Tensor], classes: int) -> Tensor:
     if len(bottoms) == 3:
         return bottoms[2].detach().reshape(classes, classes)
     if layer.matrix is None:
+        inner_path(layer, layer.p.source, "infogain_loss_param.source")
         what = f'the infogain matrix "{layer.p.source}" does not exist'
         raise layer.error(what, field="infogain_loss_param.source", remedy=f"put it into {layer.context.folder}")
     return torch.from_numpy(layer.matrix).to(bottoms[0])

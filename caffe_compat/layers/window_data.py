@@ -7,7 +7,7 @@ from itertools import islice
 
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.base_data import ImageSource
-from caffe_compat.layers.files import inner_path
+from caffe_compat.layers.files import inner_file
 
 HEAD = 2**16
 """Bytes of the window file in which the first image is described."""
@@ -37,8 +37,8 @@ class WindowData(ImageSource):
 
     def _channels(self) -> int:
         field = "window_data_param.source"
-        path = inner_path(self, self.p.source, field)
-        if not path.is_file():
+        path = inner_file(self, self.p.source)
+        if path is None:
             return 3
         with open(path, "rb") as file:
             words = list(islice(file.read(HEAD).split(), 4))

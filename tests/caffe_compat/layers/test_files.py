@@ -9,7 +9,7 @@ import pytest
 
 from caffe_compat.errors import LayerError
 from caffe_compat.layers.base import Context, Layer
-from caffe_compat.layers.files import inner_path, read_blob, replacing
+from caffe_compat.layers.files import inner_file, inner_path, read_blob, replacing
 from caffe_compat.schema import pb
 
 
@@ -30,6 +30,13 @@ def test_absolute_names_may_lead_inside(tmp_path: Path) -> None:
 def test_outside(tmp_path: Path, name: str) -> None:
     with pytest.raises(LayerError, match=r"outside the folder|no file is named|zero byte"):
         inner_path(layer(tmp_path), name, "f")
+
+
+def test_inner_file(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert inner_file(layer(tmp_path), "a") == (tmp_path / "a").resolve()
+    for name in ("b", "/etc/passwd", "", "."):
+        assert inner_file(layer(tmp_path), name) is None
 
 
 def test_links_do_not_lead_outside(tmp_path: Path) -> None:

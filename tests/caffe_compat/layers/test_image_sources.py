@@ -40,6 +40,8 @@ def write_mean(folder: Path, *shape: int) -> None:
         ("crop_size: 7 mean_value: 1 mean_value: 2", (2, 7, 7)),
         ("crop_size: 7 mean_value: 1", (3, 7, 7)),
         ("crop_size: 7 force_gray: true", (1, 7, 7)),
+        ('crop_size: 7 mean_file: "none.binaryproto"', (3, 7, 7)),
+        ('crop_size: 7 mean_file: "/home/a/mean.binaryproto"', (3, 7, 7)),
     ],
 )
 def test_data_from_its_crop(fields: str, image: tuple[int, ...]) -> None:
@@ -59,7 +61,7 @@ def test_data_from_its_mean(tmp_path: Path, crop: str, image: tuple[int, ...]) -
     [
         ("", r'size of the images in "lmdb" is not known .* Input layer with top out0, out1'),
         ('mean_file: "m" mean_value: 1 crop_size: 4', "both mean_file and mean_value"),
-        ('mean_file: "/etc/hostname" crop_size: 4', "outside the folder"),
+        ('mean_file: "/etc/hostname"', "not known without reading"),
     ],
 )
 def test_data_refused(fields: str, message: str) -> None:
