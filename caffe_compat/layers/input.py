@@ -37,8 +37,8 @@ class Input(Layer):
 
     def _check_shape(self, position: int, shape: pb.BlobShape) -> None:
         field = f"input_param.shape[{position}]"
-        negative = [dim for dim in shape.dim if dim < 0]
-        self.check(not negative, f"size {negative[:1]} is negative", field=field, remedy="pass a shape for this input")
+        least = min(shape.dim, default=0)
+        self.check(least >= 0, f"size {least} is negative", field=field, remedy="pass a shape for this input")
         if self.context.profile == "dec2013":
             what = f"{len(shape.dim)} size(s); profile dec2013 takes four (num, channels, height, width)"
             self.check(len(shape.dim) == 4, what, field=field)

@@ -53,28 +53,27 @@ class Window:
             count -= 1  # with padding the last window must start inside (pooling_layer.cpp Reshape)
         return count
 
-    def behind(self, size: Sequence[int]) -> Pair:
-        """How far the last windows reach beyond the bottom, at its lower and right edge; may be negative."""
+    def empty(self, size: Sequence[int]) -> Pair:
+        """How many windows, the last or none, lie behind the bottom altogether (unpadded, stride > kernel)."""
         out = self.output(size)
-        h, w = ((out[i] - 1) * self.stride[i] + self.kernel[i] - self.pad[i] - size[i] for i in (0, 1))
+        h, w = (int(n > 0 and (n - 1) * self.stride[i] - self.pad[i] >= size[i]) for i, n in enumerate(out))
+        return h, w
+
+    def behind(self, size: Sequence[int]) -> Pair:
+        """How far the last window that is not empty reaches beyond the bottom; may be negative."""
+        last = [n - missing - 1 for n, missing in zip(self.output(size), self.empty(size), strict=True)]
+        h, w = (n * self.stride[i] + self.kernel[i] - self.pad[i] - size[i] for i, n in enumerate(last))
         return h, w
 
     @cached_property
-    def regular(self) -> bool:
-        """torch's pooling gives the same windows, whatever the size of the bottom."""
-        return self._pads_halved and all(s <= k for s, k in zip(self.stride, self.kernel, strict=True))
-
-    @cached_property
-    def _pads_halved(self) -> bool:
+    def narrow(self) -> bool:
+        """torch takes the padding: at most half a kernel. Its windows are then Caffe's, without empty ones."""
         return all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
 
-    def fits_torch(self, size: Sequence[int]) -> bool:
-        """torch's pooling gives the same windows at this size: no empty window, no pad beyond half a kernel."""
-        return self._pads_halved and not self.has_empty(size)
-
-    def has_empty(self, size: Sequence[int]) -> bool:
-        """Some window lies behind the bottom altogether (unpadded, stride > kernel)."""
-        return any(reach >= kernel for reach, kernel in zip(self.behind(size), self.kernel, strict=True))
+    @cached_property
+    def overlapping(self) -> bool:
+        """No window can be empty."""
+        return any(self.pad) or not self.ceil or all(s <= k for s, k in zip(self.stride, self.kernel, strict=True))
 
     def divisors(self, size: Sequence[int]) -> NDArray[np.int64]:
         """What AVE divides each window's sum by, (H, W) of the top: its size inside the padded bottom."""
@@ -92,25 +91,25 @@ def max_pool(x: Tensor, window: Window) -> Tensor:
     """Maxima; the gradient goes to the first maximum of a window, an empty window gives -FLT_MAX."""
     import torch
 
-    if window.regular or window.fits_torch(x.shape[2:]):
-        return torch.max_pool2d(x, window.kernel, window.stride, window.pad, 1, window.ceil)
-    return torch.max_pool2d(_padded(x, window, -FLT_MAX), window.kernel, window.stride)
+    if not window.narrow:
+        return torch.max_pool2d(_padded(x, window, -FLT_MAX), window.kernel, window.stride)
+    y = torch.max_pool2d(x, window.kernel, window.stride, window.pad, 1, window.ceil)
+    return y if window.overlapping else _with_empty(y, x, window, -FLT_MAX)
 
 
 def max_pool_with_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """Maxima and their places h * W + w, -1 for an empty window; both of x's dtype."""
     from torch.nn.functional import max_pool2d_with_indices
 
-    height, width = x.shape[2:]
-    if window.fits_torch((height, width)):
+    if window.narrow:
         y, places = max_pool2d_with_indices(x, window.kernel, window.stride, window.pad, (1, 1), window.ceil)
-        return y, places.to(x.dtype)
+        y, mask = (_with_empty(t, x, window, fill) for t, fill in ((y, -FLT_MAX), (places.to(x.dtype), -1.0)))
+        return y, mask
     padded = _padded(x, window, -FLT_MAX)
     y, places = max_pool2d_with_indices(padded, window.kernel, window.stride)
-    h = places // padded.shape[3] - window.pad[0]
-    w = places % padded.shape[3] - window.pad[1]
-    inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
-    return y, (h * width + w).where(inside, -1).to(x.dtype)
+    row = places // padded.shape[3] - window.pad[0]
+    column = places % padded.shape[3] - window.pad[1]
+    return y, (row * x.shape[3] + column).to(x.dtype)
 
 
 def ave_pool(x: Tensor, window: Window) -> Tensor:
@@ -119,14 +118,26 @@ def ave_pool(x: Tensor, window: Window) -> Tensor:
     from torch.nn.functional import avg_pool2d
 
     size = x.shape[2:]
-    if window.regular or window.fits_torch(size):
+    if window.narrow and (window.overlapping or not any(window.empty(size))):
         return avg_pool2d(x, window.kernel, window.stride, window.pad, window.ceil)
-    sums = avg_pool2d(_padded(x, window, 0.0), window.kernel, window.stride, divisor_override=1)
+    if window.narrow:
+        sums = avg_pool2d(x, window.kernel, window.stride, ceil_mode=True, divisor_override=1)
+        sums = _with_empty(sums, x, window, 0.0)
+    else:
+        sums = avg_pool2d(_padded(x, window, 0.0), window.kernel, window.stride, divisor_override=1)
     return sums / torch.as_tensor(window.divisors(size), dtype=x.dtype, device=x.device)
 
 
+def _with_empty(y: Tensor, x: Tensor, window: Window, value: float) -> Tensor:
+    """The pooled values of x with the empty windows, which torch leaves out."""
+    from torch.nn.functional import pad
+
+    rows, columns = window.empty(x.shape[2:])
+    return pad(y, [0, columns, 0, rows], value=value) if rows or columns else y
+
+
 def windows(x: Tensor, window: Window) -> Tensor:
-    """The values of each window, row by row and 0 outside the bottom: (N, C, H, W, kernel h * kernel w)."""
+    """The values of each window that is not empty, row by row, 0 outside the bottom: (N, C, H, W, kernel h * w)."""
     (kh, kw), (sh, sw) = window.kernel, window.stride
     return _padded(x, window, 0.0).unfold(2, kh, sh).unfold(3, kw, sw).flatten(4)
 
@@ -147,8 +158,8 @@ def stochastic_test(x: Tensor, window: Window, least: float | None = None) -> Te
     values = windows(x, window)
     total, squares = values.sum(-1), values.square().sum(-1)
     if least is not None:
-        return squares / (least + total)
-    return (squares / total.where(total > 0, 1)).where(total > 0, 0)
+        return _with_empty(squares / (least + total), x, window, 0.0)
+    return _with_empty((squares / total.where(total > 0, 1)).where(total > 0, 0), x, window, 0.0)
 
 
 def stochastic_train(x: Tensor, window: Window, draws: Any = None) -> Tensor:
@@ -160,9 +171,11 @@ def stochastic_train(x: Tensor, window: Window, draws: Any = None) -> Tensor:
 
     values = windows(x, window)
     sums = values.detach().cumsum(-1)
-    u = 1 - torch.rand_like(sums[..., 0]) if draws is None else torch.as_tensor(draws).to(sums)
-    chosen = (sums >= (u * sums[..., -1]).unsqueeze(-1)).byte().argmax(-1, keepdim=True)
-    return values.gather(-1, chosen).squeeze(-1)
+    fresh = draws is None
+    u = 1 - torch.rand_like(sums[..., 0]) if fresh else torch.as_tensor(draws)[..., : sums.shape[2], : sums.shape[3]]
+    reached = sums >= (u.to(sums) * sums[..., -1]).unsqueeze(-1)
+    chosen = reached.byte().argmax(-1, keepdim=True)
+    return _with_empty(values.gather(-1, chosen).squeeze(-1), x, window, 0.0)
 
 
 @cache
@@ -206,9 +219,10 @@ def _spread_over_ties(x: Tensor, y: Tensor, grad: Tensor, window: Window) -> Ten
 def write_max_pool(
     g: OnnxWriter, bottom: str, size: Sequence[int], window: Window, tops: Sequence[str] | int = 1
 ) -> list[str]:
-    """MaxPool over a bottom of spatial size `size`; a second top takes ONNX's indices. Returns the tops."""
-    name, pads = _onnx_pads(g, bottom, size, window, -FLT_MAX)
-    return g.op("MaxPool", [name], tops, kernel_shape=list(window.kernel), strides=list(window.stride), pads=pads)
+    """MaxPool over a bottom of spatial size `size`. Returns the top."""
+    if not any(window.empty(size)):
+        return g.op("MaxPool", [bottom], tops, **_attributes(window, size))
+    return _write_empty(g, g.op("MaxPool", [bottom], **_attributes(window, size))[0], size, window, -FLT_MAX, tops)
 
 
 def write_ave_pool(
@@ -217,10 +231,9 @@ def write_ave_pool(
     """AveragePool that counts its padding, corrected where Caffe's divisor is not the whole kernel."""
     kernel = window.kernel[0] * window.kernel[1]
     divisors = window.divisors(size)
-    whole = bool((divisors == kernel).all())
-    mean = write_kernel_mean(g, bottom, size, window, tops if whole else 1)
-    if whole:
-        return mean
+    if (divisors == kernel).all():
+        return write_kernel_mean(g, bottom, size, window, tops)
+    mean = write_kernel_mean(g, bottom, size, window)
     with np.errstate(divide="ignore"):
         correction = np.float32(kernel) / divisors.astype(np.float32)
     return g.op("Mul", [*mean, g.constant(correction)], tops)
@@ -230,18 +243,29 @@ def write_kernel_mean(
     g: OnnxWriter, bottom: str, size: Sequence[int], window: Window, tops: Sequence[str] | int = 1
 ) -> list[str]:
     """AveragePool that divides every window, whole or not, by the kernel's size."""
-    name, pads = _onnx_pads(g, bottom, size, window, 0.0)
-    kernel, strides = list(window.kernel), list(window.stride)
-    return g.op("AveragePool", [name], tops, kernel_shape=kernel, strides=strides, pads=pads, count_include_pad=1)
+    attributes = {**_attributes(window, size), "count_include_pad": 1}
+    if not any(window.empty(size)):
+        return g.op("AveragePool", [bottom], tops, **attributes)
+    return _write_empty(g, g.op("AveragePool", [bottom], **attributes)[0], size, window, 0.0, tops)
 
 
-def _onnx_pads(g: OnnxWriter, bottom: str, size: Sequence[int], window: Window, value: float) -> tuple[str, list[int]]:
-    """The bottom and the `pads` under which ONNX's rounding down gives Caffe's windows."""
+def _attributes(window: Window, size: Sequence[int]) -> dict[str, Any]:
+    """Attributes under which ONNX, rounding down, has Caffe's windows but the empty ones."""
     below, right = (max(0, reach) for reach in window.behind(size))
-    if not window.has_empty(size):
-        return bottom, [*window.pad, below, right]
-    pads = np.array([0, 0, *window.pad, 0, 0, below, right], np.int64)
-    return g.op("Pad", [bottom, g.constant(pads), _scalar(g, value)], mode="constant")[0], [0, 0, 0, 0]
+    pads = [*window.pad, below, right]
+    return {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": pads}
+
+
+def _write_empty(
+    g: OnnxWriter, top: str, size: Sequence[int], window: Window, value: float, tops: Sequence[str] | int
+) -> list[str]:
+    """Append the empty windows."""
+    pads = np.array([0, 0, 0, 0, 0, 0, *window.empty(size)], np.int64)
+    return g.op("Pad", [top, g.constant(pads), _scalar(g, value)], tops, mode="constant")
+
+
+def _scalar(g: OnnxWriter, value: float) -> str:
+    return g.constant(np.array(value, np.float32))
 
 
 # -- layers ----------------------------------------------------------------------------------------------------
@@ -364,12 +388,14 @@ class Pooling(Layer):
     def _write_mask(self, g: OnnxWriter, bottom: str, size: Sequence[int], tops: list[str]) -> None:
         """ONNX's indices count through the whole tensor, Caffe's through one channel."""
         window = self.at(size)
-        if window.has_empty(size):
-            raise ConversionError("MAX pooling with a mask and empty windows has no form in ONNX", where=self.where())
-        top, indices = write_max_pool(g, bottom, size, window, 2)
-        g.op("Identity", [top], tops[:1])
-        place = g.op("Mod", [indices, g.constant(np.array(size[0] * size[1], np.int64))])
-        g.op("Cast", place, tops[1:], to=FLOAT)
+        maxima, places = g.op("MaxPool", [bottom], 2, **_attributes(window, size))
+        place = g.op("Mod", [places, g.constant(np.array(size[0] * size[1], np.int64))])
+        if any(window.empty(size)):
+            _write_empty(g, maxima, size, window, -FLT_MAX, tops[:1])
+            _write_empty(g, g.op("Cast", place, to=FLOAT)[0], size, window, -1, tops[1:])
+        else:
+            g.op("Identity", [maxima], tops[:1])
+            g.op("Cast", place, tops[1:], to=FLOAT)
 
     def _write_stochastic(self, g: OnnxWriter, bottom: str, size: Sequence[int], tops: list[str]) -> None:
         """sum(x^2) / sum(x); means over the kernel's size stand for the sums."""
@@ -391,10 +417,6 @@ class Pooling(Layer):
         positive = g.op("Greater", [*total, zero])
         divisor = g.op("Where", [*positive, *total, _scalar(g, 1)])
         g.op("Where", [*positive, *g.op("Div", [*squares, *divisor]), zero], tops)
-
-
-def _scalar(g: OnnxWriter, value: float) -> str:
-    return g.constant(np.array(value, np.float32))
 
 
 @register
