@@ -60,7 +60,8 @@ LEARNING_RATE = Tolerance(rtol=1e-6)
 MODELS = Tolerance(scale=5e-4)
 MODELS_TIGHT = Tolerance(scale=1e-5)
 """The project's own bound; models above it are listed in the summary."""
-ONNX = MODELS
+ONNX = Tolerance(scale=5e-4, atol=1e-7)
+"""ONNX Runtime's float32 Sigmoid and Softmax give 0 where Caffe gives 1e-8."""
 OPENCV = Tolerance(scale=1e-4, atol=1e-5)
 """References of another implementation, recorded by OpenCV and older Caffes."""
 PIXELS_DECODED = Tolerance(atol=2.0)

@@ -14,6 +14,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 DATA = TESTS / "data"
+SEPARATE = "quirk"
+"""A tag that the summary lists like a layer type: behaviour of December 2013 that looks like a mistake."""
 SHARED = TESTS.parents[1] / "shared"
 
 
@@ -145,11 +147,12 @@ def dec2013_cases(folders: Folders, kind: str) -> list[Case]:
 
 
 def _case(section: str, entry: Mapping[str, Any], folder: Path, folders: Folders) -> Case:
-    types = entry.get("layer_types") or entry.get("types") or ()
-    kinds = tuple(f"{kind} (2013)" if section.startswith("2013") else str(kind) for kind in types)
+    tags = frozenset(map(str, entry.get("tags") or ()))
+    types = [str(kind) for kind in entry.get("layer_types") or entry.get("types") or ()]
+    types += [SEPARATE] if SEPARATE in tags else []
+    kinds = tuple(f"{kind} (2013)" if section.startswith("2013") else kind for kind in types)
     name = str(entry.get("id", ""))
     broken = "" if name else f"an index entry without an id: {json.dumps(entry)[:200]}"
-    tags = frozenset(map(str, entry.get("tags") or ()))
     return Case(section, name or "no-id", folder, entry, kinds, tags, folders.zoo, broken)
 
 

@@ -77,7 +77,7 @@ class ModelRecord:
             samples = got.ravel()[:: about.get("step", 1)]
             compare.array(blob, samples, want.ravel(), scaled(tolerance, about))
             if samples.shape == want.ravel().shape:
-                tight = scaled(MODELS_TIGHT, about)
+                tight = scaled(replace(tolerance, scale=MODELS_TIGHT.scale), about)
                 self.worst[blob] = MODELS_TIGHT.scale * tight.ratio(samples, want.ravel())
         if "stat" in about and np.isfinite(about["stat"]).all():
             check_extremes(f"statistics of {blob}", got, about["stat"], tolerance, compare)
@@ -92,13 +92,17 @@ def scaled(tolerance: Tolerance, about: Mapping[str, Any]) -> Tolerance:
     """The bound in relation to the whole blob's largest magnitude, which the samples may miss."""
     low, high = about["stat"][2:] if "stat" in about else (0.0, 0.0)
     largest = float(np.nanmax(np.abs([low, high, 0.0])))
-    return Tolerance(atol=tolerance.scale * largest) if np.isfinite(largest) and largest else tolerance
+    return (
+        replace(tolerance, scale=0.0, atol=tolerance.atol + tolerance.scale * largest)
+        if np.isfinite(largest)
+        else tolerance
+    )
 
 
 def check_extremes(key: str, got: Array, stat: list[float], tolerance: Tolerance, compare: Comparison) -> None:
     """Absolute sum, minimum and maximum of every value; the plain sum cancels."""
     values = got.astype(np.float64).ravel()
-    bound = tolerance.scale * max(abs(stat[2]), abs(stat[3]))
+    bound = scaled(tolerance, {"stat": stat}).atol
     own = [np.abs(values).sum() / max(values.size, 1), values.min(initial=np.inf), values.max(initial=-np.inf)]
     want = [stat[1] / max(values.size, 1), *stat[2:]]
     compare.check(bool((np.abs(np.subtract(own, want)) <= bound).all()), f"{key}: {own}, want {want} +- {bound:.3g}")

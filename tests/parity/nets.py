@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import caffe_compat as cc
+from caffe_compat.errors import Problems, VggcError
 from caffe_compat.module import Net
 
 Array = NDArray[Any]
@@ -99,3 +100,8 @@ def gradients(total: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
     )
     grads = [next(found, None) if t.requires_grad else None for t in wanted]
     return [torch.zeros_like(t) if grad is None else grad for t, grad in zip(wanted, grads, strict=True)]
+
+
+def errors_in(error: VggcError) -> Sequence[VggcError]:
+    """The single errors of one that may hold several."""
+    return error.errors if isinstance(error, Problems) else (error,)

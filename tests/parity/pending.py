@@ -3,17 +3,25 @@
 PENDING_SECTIONS: frozenset[str] = frozenset(
     {
         "data",  # databases and image lists
+        "forks",  # layers of Caffe's forks
         "protocols",  # dense and multi-crop evaluation
         "solvers",
         "2013-chain",  # needs solvers
         "2013-data",
+        "2013-error",
+        "2013-graph",
         "2013-solver",
     }
 )
 
 PENDING_TYPES: frozenset[str] = frozenset(
     {
-        "AnnotatedData",  # needs databases
+        "Interp",  # forks
+        "Proposal",
+        "ROIPooling",
+        "im2col (2013)",
+        "padding (2013)",
+        "quirk (2013)",
     }
 )
-"""Layer types; a case with any of them waits."""
+"""Layer types, as the summary names them; a case with any of them waits."""

@@ -183,10 +183,11 @@ class Replay:
         """Forward, and backward where it was recorded."""
         diffs, param_diffs = self.record.group("diff"), self.record.params("paramdiff")
         seeds = self.record.group("topdiff")
-        with recorded_calls(self.net) as calls:
+        with recorded_calls(self.net, readers(self.net.graph, diffs)) as calls:
             trace = self.net.trace(self.inputs(diffs))
         if diffs or param_diffs:
-            total = trace.loss + sum((trace.blobs[blob] * tensor(seed)).sum() for blob, seed in seeds.items())
+            active = seeded_tops(self.net.graph)
+            total = seeded_loss(trace, {blob: seed for blob, seed in seeds.items() if blob in active}, compare)
             self.backward(total, trace, (diffs, param_diffs), compare)
             if self.random:
                 check_dropout(self.net, calls, total, compare)
@@ -252,6 +253,36 @@ class Replay:
             compare.array(key, got, want, tolerance or self.tolerance)
         else:
             compare.equal(f"{key} shape", tuple(got.shape), want.shape)
+
+
+def seeded_loss(trace: Trace, seeds: Mapping[str, Array], compare: Comparison) -> Any:
+    """The loss, with each output weighted by the gradient that was supplied for it."""
+    total = trace.loss
+    for blob, seed in seeds.items():
+        compare.equal(f"topdiff/{blob} shape", tuple(getattr(trace.blobs.get(blob), "shape", ())), seed.shape)
+        if blob in trace.blobs and trace.blobs[blob].shape == seed.shape:
+            total = total + (trace.blobs[blob] * tensor(seed)).sum()
+    return total
+
+
+def readers(graph: Graph, blobs: Iterable[str]) -> frozenset[str]:
+    """Layers that read one of the blobs."""
+    wanted = set(blobs)
+    return frozenset(node.layer.name for node in graph.nodes if wanted & {value.blob for value in node.bottoms})
+
+
+def seeded_tops(graph: Graph) -> set[str]:
+    """Blobs whose gradient the backward pass starts from or goes through.
+
+    Unless backward is forced, Caffe leaves out layers that contribute to no loss (Net::Init).
+    """
+    under_loss: set[Any] = set()
+    tops: set[str] = set()
+    for node in reversed(graph.nodes):
+        if graph.net.force_backward or any(node.loss_weights) or under_loss & set(node.tops):
+            under_loss.update(node.bottoms)
+            tops.update(value.blob for value in node.tops)
+    return tops
 
 
 def counting_blobs(layers: Iterable[list[Any]]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,15 @@ def cases(folders: Folders) -> list[Case]:
     models = folders.zoo / "models"
     nets = sorted(models.rglob("*.prototxt")) if models.is_dir() else []
     return [
-        Case("opencv", path.stem, path.parent, zoo=folders.zoo)
+        Case("opencv", path.stem, path.parent, types=types(path), zoo=folders.zoo)
         for path in nets
         if path.with_suffix(".npy").exists() and input_files(path)
     ]
+
+
+def types(net: Path) -> tuple[str, ...]:
+    """The layer types that the text names."""
+    return tuple(sorted(set(re.findall(r"""\btype\s*:\s*["']([^"']+)["']""", net.read_text()))))
 
 
 def input_files(net: Path) -> dict[str, Path]:

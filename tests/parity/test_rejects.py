@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from caffe_compat.errors import Problems, VggcError
+from caffe_compat.errors import VggcError
 from tests.parity.cases import Case, Folders, golden_cases, guarded, read_json
 from tests.parity.compare import Comparison, comparing
-from tests.parity.nets import load
+from tests.parity.nets import errors_in, load
 
 
 def cases(folders: Folders) -> list[Case]:
@@ -35,6 +35,6 @@ def test_rejects(case: Case) -> None:
 
 def check_message(error: VggcError, compare: Comparison) -> None:
     """Every error has a line and a remedy."""
-    for one in error.errors if isinstance(error, Problems) else (error,):
+    for one in errors_in(error):
         compare.check(one.where.line > 0, f"no line: {one}")
         compare.check(bool(one.remedy), f"no remedy: {one}")

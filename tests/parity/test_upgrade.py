@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from caffe_compat.reading import read_document
-from caffe_compat.weight_files import read_weights
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
 from caffe_compat.errors import VggcError
+from caffe_compat.reading import read_document, read_solver
 from caffe_compat.schema import pb
 from caffe_compat.textformat import dump
 from caffe_compat.upgrade import Upgraded, upgrade_net, upgrade_solver
+from caffe_compat.weight_files import read_weights
 from tests.parity.cases import Case, Folders, golden_cases
 from tests.parity.compare import Comparison, comparing
 from tests.parity.nets import load, parameters
@@ -43,13 +43,8 @@ def test_upgrade(case: Case, tmp_path: Path) -> None:
 
 
 def check_solver(case: Case, compare: Comparison) -> None:
-    document = read_document(case.path("solver_in.prototxt"))
-    compare.equal("kind", type(document.message), pb.SolverParameter)
-    same(
-        upgrade_solver(document.message).solver,
-        read_text(case.path("solver_out.prototxt"), pb.SolverParameter),
-        compare,
-    )
+    upgraded = upgrade_solver(read_solver(case.path("solver_in.prototxt"))).solver
+    same(upgraded, read_text(case.path("solver_out.prototxt"), pb.SolverParameter), compare)
 
 
 def check_tool(case: Case, tool: str, suffix: str, compare: Comparison) -> None:
@@ -76,6 +71,7 @@ def check_tool(case: Case, tool: str, suffix: str, compare: Comparison) -> None:
 
 def upgrade_file(path: Path) -> Upgraded:
     document = read_document(path)
+    assert isinstance(document.message, pb.NetParameter)
     return upgrade_net(document.message, document.map)
 
 
