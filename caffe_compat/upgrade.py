@@ -16,143 +16,19 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from caffe_compat.errors import UpgradeError, VggcError, Where
+from caffe_compat.generations import (
+    DATA_PARAMS,
+    SOLVER_TYPES,
+    TRANSFORM_FIELDS,
+    V0_FIELDS,
+    V0_PARAMS,
+    V0_TRANSFORM,
+    V0_TYPES,
+    V1_SPECS,
+    V1_TYPES,
+)
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
-
-V0_TYPES = {
-    "accuracy": "ACCURACY",
-    "bnll": "BNLL",
-    "concat": "CONCAT",
-    "conv": "CONVOLUTION",
-    "data": "DATA",
-    "dropout": "DROPOUT",
-    "euclidean_loss": "EUCLIDEAN_LOSS",
-    "flatten": "FLATTEN",
-    "hdf5_data": "HDF5_DATA",
-    "hdf5_output": "HDF5_OUTPUT",
-    "im2col": "IM2COL",
-    "images": "IMAGE_DATA",
-    "infogain_loss": "INFOGAIN_LOSS",
-    "innerproduct": "INNER_PRODUCT",
-    "lrn": "LRN",
-    "multinomial_logistic_loss": "MULTINOMIAL_LOGISTIC_LOSS",
-    "pool": "POOLING",
-    "relu": "RELU",
-    "sigmoid": "SIGMOID",
-    "softmax": "SOFTMAX",
-    "softmax_loss": "SOFTMAX_LOSS",
-    "split": "SPLIT",
-    "tanh": "TANH",
-    "window_data": "WINDOW_DATA",
-}
-"""V0 type string -> V1 type name; "padding" is folded into the layer that reads it."""
-
-V1_TYPES = {
-    "NONE": "",
-    "ABSVAL": "AbsVal",
-    "ACCURACY": "Accuracy",
-    "ARGMAX": "ArgMax",
-    "BNLL": "BNLL",
-    "CONCAT": "Concat",
-    "CONTRASTIVE_LOSS": "ContrastiveLoss",
-    "CONVOLUTION": "Convolution",
-    "DATA": "Data",
-    "DECONVOLUTION": "Deconvolution",
-    "DROPOUT": "Dropout",
-    "DUMMY_DATA": "DummyData",
-    "EUCLIDEAN_LOSS": "EuclideanLoss",
-    "ELTWISE": "Eltwise",
-    "EXP": "Exp",
-    "FLATTEN": "Flatten",
-    "HDF5_DATA": "HDF5Data",
-    "HDF5_OUTPUT": "HDF5Output",
-    "HINGE_LOSS": "HingeLoss",
-    "IM2COL": "Im2col",
-    "IMAGE_DATA": "ImageData",
-    "INFOGAIN_LOSS": "InfogainLoss",
-    "INNER_PRODUCT": "InnerProduct",
-    "LRN": "LRN",
-    "MEMORY_DATA": "MemoryData",
-    "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss",
-    "MVN": "MVN",
-    "POOLING": "Pooling",
-    "POWER": "Power",
-    "RELU": "ReLU",
-    "SIGMOID": "Sigmoid",
-    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss",
-    "SILENCE": "Silence",
-    "SLICE": "Slice",
-    "SOFTMAX": "Softmax",
-    "SOFTMAX_LOSS": "SoftmaxWithLoss",
-    "SPLIT": "Split",
-    "TANH": "TanH",
-    "THRESHOLD": "Threshold",
-    "WINDOW_DATA": "WindowData",
-}
-"""V1 type name -> V2 type string."""
-
-V0_PARAMS = {
-    "concat": "concat_param",
-    "conv": "convolution_param",
-    "data": "data_param",
-    "dropout": "dropout_param",
-    "hdf5_data": "hdf5_data_param",
-    "hdf5_output": "hdf5_output_param",
-    "images": "image_data_param",
-    "infogain_loss": "infogain_loss_param",
-    "innerproduct": "inner_product_param",
-    "lrn": "lrn_param",
-    "pool": "pooling_param",
-    "window_data": "window_data_param",
-}
-"""V0 type string -> the message that takes its parameters."""
-
-V0_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "num_output": ("num_output", ("conv", "innerproduct")),
-    "biasterm": ("bias_term", ("conv", "innerproduct")),
-    "weight_filler": ("weight_filler", ("conv", "innerproduct")),
-    "bias_filler": ("bias_filler", ("conv", "innerproduct")),
-    "pad": ("pad", ("conv", "pool")),
-    "kernelsize": ("kernel_size", ("conv", "pool")),
-    "group": ("group", ("conv",)),
-    "stride": ("stride", ("conv", "pool")),
-    "pool": ("pool", ("pool",)),
-    "dropout_ratio": ("dropout_ratio", ("dropout",)),
-    "local_size": ("local_size", ("lrn",)),
-    "alpha": ("alpha", ("lrn",)),
-    "beta": ("beta", ("lrn",)),
-    "k": ("k", ("lrn",)),
-    "source": ("source", ("data", "hdf5_data", "images", "window_data", "infogain_loss")),
-    "batchsize": ("batch_size", ("data", "hdf5_data", "images", "window_data")),
-    "rand_skip": ("rand_skip", ("data", "images")),
-    "shuffle_images": ("shuffle", ("images",)),
-    "new_height": ("new_height", ("images",)),
-    "new_width": ("new_width", ("images",)),
-    "concat_dim": ("concat_dim", ("concat",)),
-    "det_fg_threshold": ("fg_threshold", ("window_data",)),
-    "det_bg_threshold": ("bg_threshold", ("window_data",)),
-    "det_fg_fraction": ("fg_fraction", ("window_data",)),
-    "det_context_pad": ("context_pad", ("window_data",)),
-    "det_crop_mode": ("crop_mode", ("window_data",)),
-}
-"""V0 field -> its newer name, and the V0 types that take it."""
-
-V0_TRANSFORM = {"scale": "scale", "meanfile": "mean_file", "cropsize": "crop_size", "mirror": "mirror"}
-"""V0 field -> field of transform_param, for every type."""
-
-TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
-DATA_PARAMS = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
-"""V1 type name -> the message whose TRANSFORM_FIELDS move to transform_param."""
-
-SOLVER_TYPES = {
-    "SGD": "SGD",
-    "NESTEROV": "Nesterov",
-    "ADAGRAD": "AdaGrad",
-    "RMSPROP": "RMSProp",
-    "ADADELTA": "AdaDelta",
-    "ADAM": "Adam",
-}
-"""SolverParameter.SolverType name -> type string."""
 
 
 @dataclass(frozen=True)
@@ -345,20 +221,22 @@ def _fold_padding(work: Work) -> None:
     """UpgradeV0PaddingLayers: the reader of a padding layer takes over its pad and its bottom."""
     layers = list(work.net.layers)
     maker = dict.fromkeys(work.net.input, -1)
-    kept = []
+    read = set()
     for index, layer in enumerate(layers):
-        if layer.layer.type != "padding":
-            kept.append(index)
         for position, blob in enumerate(layer.bottom):
             if blob not in maker:
                 where = work.where(index, f"bottom[{position}]", layer.layer.name)
                 raise UpgradeError(f'bottom "{blob}" is not a blob so far', where=where, remedy="check the spelling")
+            read.add(maker[blob])
             padding = layers[maker[blob]] if maker[blob] >= 0 else None
             if padding is not None and padding.layer.type == "padding":
                 _fold(work, index, layer, padding)
         maker.update(dict.fromkeys(layer.top, index))
-    if len(kept) < len(layers):
-        _keep_layers(work, kept)
+    for index in reversed(range(len(layers))):
+        if layers[index].layer.type == "padding":
+            if index not in read:
+                work.notes.append(f'dropped padding layer "{layers[index].layer.name}": nothing reads it')
+            del work.net.layers[index], work.origins[index]
 
 
 def _fold(work: Work, index: int, layer: pb.V1LayerParameter, padding: pb.V1LayerParameter) -> None:
@@ -379,12 +257,6 @@ def _fold(work: Work, index: int, layer: pb.V1LayerParameter, padding: pb.V1Laye
     layer.layer.pad = padding.layer.pad
     layer.bottom[0] = padding.bottom[0]
     work.notes.append(f'folded padding layer "{name}" (pad {padding.layer.pad}) into "{layer.layer.name}"')
-
-
-def _keep_layers(work: Work, kept: list[int]) -> None:
-    for index in sorted(set(range(len(work.net.layers))) - set(kept), reverse=True):
-        del work.net.layers[index]
-    work.origins = [work.origins[index] for index in kept]
 
 
 def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter) -> pb.V1LayerParameter:
@@ -500,15 +372,14 @@ def _refuse_both(work: Work) -> None:
 
 def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
     """UpgradeV1LayerParameter."""
-    specs = {"param": "name", "blob_share_mode": "share_mode", "blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
     for name, value in _fields(old):
         if name == "type":
             new.type = V1_TYPES[pb.V1LayerParameter.LayerType.Name(old.type)]
-        elif name in specs:
+        elif name in V1_SPECS:
             for index, entry in enumerate(value):
                 while len(new.param) <= index:
                     new.param.add()
-                setattr(new.param[index], specs[name], entry)
+                setattr(new.param[index], V1_SPECS[name], entry)
         else:
             _put(new, name, value)
 
@@ -540,6 +411,8 @@ def _apply_input(work: Work) -> None:
 
 def _input_shapes(work: Work) -> list[list[int]]:
     net, count = work.net, len(work.net.input)
+    if net.input_shape and net.input_dim:
+        work.notes.append("ignored input_dim, which stands beside input_shape")
     if net.input_shape:
         name, shapes = "input_shape", [list(shape.dim) for shape in net.input_shape]
         wanted = count

@@ -18,11 +18,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from caffe_compat.errors import BinaryError, Where
+from caffe_compat.generations import V0_TYPES, V1_TYPES
 from caffe_compat.mapped import PathName, kind_of, map_file
 from caffe_compat.schema import pb
 from caffe_compat.source import Document, SourceMap, UnknownField
 from caffe_compat.tags import BYTES, DAMAGED, FIXED32, FIXED64, VARINT, WIRE_NAMES, Field, Tags, encode_varint, fits
-from caffe_compat.upgrade import V0_TYPES, V1_TYPES
 from caffe_compat.weights import Blob, LayerBlobs, Weights
 
 MAX_AXES = 32
