@@ -16,18 +16,22 @@ from caffe_compat.upgrade import upgrade
 if TYPE_CHECKING:
     from caffe_compat.errors import VggcError
     from caffe_compat.graph import Graph
+    from caffe_compat.layers.base import Layer
+    from caffe_compat.layers.python import register_layer
     from caffe_compat.loading import load
     from caffe_compat.reading import parse_net, read_net
 
 _HOMES = {
     "Graph": "caffe_compat.graph",
+    "Layer": "caffe_compat.layers.base",
     "VggcError": "caffe_compat.errors",
     "load": "caffe_compat.loading",
     "parse_net": "caffe_compat.reading",
     "read_net": "caffe_compat.reading",
+    "register_layer": "caffe_compat.layers.python",
 }
 
-__all__ = ["Graph", "VggcError", "load", "parse_net", "read_net", "upgrade"]
+__all__ = ["Graph", "Layer", "VggcError", "load", "parse_net", "read_net", "register_layer", "upgrade"]
 
 
 def __getattr__(name: str) -> Any:

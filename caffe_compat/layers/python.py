@@ -2,7 +2,7 @@
 
 A net only names such code, and nothing that a file names is run by itself. There are two ways to give it:
 
-    @python_layer("siftflow_layers.SIFTFlowSegDataLayer")      # a Layer in torch, like those in this package
+    @register_layer("siftflow_layers.SIFTFlowSegDataLayer")      # a Layer in torch, like those in this package
     class SIFTFlow(Layer): ...
 
     load("net.prototxt", python_layers="layers")               # pycaffe's own classes, from that folder only
@@ -11,9 +11,10 @@ A net only names such code, and nothing that a file names is run by itself. Ther
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, overload
 
-from caffe_compat.layers.base import Context, Layer, register
+from caffe_compat.layers.base import Context, Layer, load_all, register
 from caffe_compat.schema import pb
 
 L = TypeVar("L", bound=type[Layer])
@@ -22,28 +23,42 @@ _REGISTERED: dict[str, type[Layer]] = {}
 """`module.Class` -> layer."""
 
 
-def python_layer(name: str) -> Callable[[L], L]:
-    """Class decorator: this Layer is what nets mean by the Python layer `module.Class`.
+@overload
+def register_layer(layer: L) -> L: ...
+
+
+@overload
+def register_layer(layer: str) -> Callable[[L], L]: ...
+
+
+def register_layer(layer: Any) -> Any:
+    """Class decorator that makes a Layer of one's own known to nets.
+
+    `@register_layer` goes by the class's TYPE, for its PROFILES or DIALECTS; `@register_layer("module.Class")` is for
+    what nets call a Python layer with that module and class.
 
     Raises:
-        ValueError: another class already stands for that name.
+        ValueError: another class already has that type or name.
     """
+    if isinstance(layer, str):
+        return partial(_register_name, layer)
+    load_all()
+    return register(layer)
 
-    def decorate(cls: L) -> L:
-        other = _REGISTERED.setdefault(name, cls)
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"Python layer {name} is already registered by {other.__module__}")
-        _REGISTERED[name] = cls
-        return cls
 
-    return decorate
+def _register_name(name: str, cls: L) -> L:
+    other = _REGISTERED.setdefault(name, cls)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"Python layer {name} is already registered by {other.__module__}")
+    _REGISTERED[name] = cls
+    return cls
 
 
 @register
 class Python(Layer):
     """What `python_param.module` and `python_param.layer` name; `python_param.param_str` is passed to it.
 
-    The object is one of the class registered with `python_layer`; else, when the net is built with a folder of
+    The object is one of the class registered with `register_layer`; else, when the net is built with a folder of
     `python_layers`, an adapter for the pycaffe class in it. Source: python_layer.hpp, layer_factory.cpp.
     """
 
@@ -74,7 +89,7 @@ class _Unknown(Python):
         raise self.error(
             f"{name} is Python code, which is not run because a net names it",
             field="python_param.layer",
-            remedy=f'write a Layer in torch under @caffe_compat.python_layer("{name}"), or give '
+            remedy=f'write a Layer in torch under @caffe_compat.register_layer("{name}"), or give '
             f"python_layers=FOLDER when FOLDER/{module.replace('.', '/')}.py is pycaffe code that you trust",
         )
 

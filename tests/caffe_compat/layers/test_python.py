@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from caffe_compat.errors import GraphError, LayerError
-from caffe_compat.layers import python
-from caffe_compat.layers.base import Layer, Shape
-from caffe_compat.layers.python import Python, python_layer
+from caffe_compat.layers import base, python
+from caffe_compat.layers.base import Layer, Shape, registered
+from caffe_compat.layers.python import Python, register_layer
 from tests.caffe_compat.layers.harness import Lone, arrays, check_gradients, forward, gradients, lone
 
 MODULE = '''
@@ -161,7 +161,7 @@ def test_nothing_is_run_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(LayerError) as caught:
         build(None, "Scaled", (2, 3))
     text = str(caught.value)
-    assert '@caffe_compat.python_layer("py_example.Scaled")' in text
+    assert '@caffe_compat.register_layer("py_example.Scaled")' in text
     assert "python_layers=FOLDER" in text
 
 
@@ -175,7 +175,7 @@ def test_module_and_layer_must_be_stated(text: str, message: str) -> None:
 
 
 def test_registered_layer() -> None:
-    @python_layer("zoo_layers.Double")
+    @register_layer("zoo_layers.Double")
     class Double(Layer):
         """y = 2 x."""
 
@@ -197,7 +197,7 @@ def test_registered_layer() -> None:
 
 
 def test_registered_layer_may_have_blobs_and_count_its_bottoms() -> None:
-    @python_layer("zoo_layers.Sum")
+    @register_layer("zoo_layers.Sum")
     class Sum(Layer):
         """y = w (a + b)."""
 
@@ -218,7 +218,7 @@ def test_registered_layer_may_have_blobs_and_count_its_bottoms() -> None:
 
 
 def test_registered_code_comes_before_the_folder(folder: Path) -> None:
-    @python_layer("py_example.Scaled")
+    @register_layer("py_example.Scaled")
     class Mine(Layer):
         """y = 0."""
 
@@ -229,16 +229,43 @@ def test_registered_code_comes_before_the_folder(folder: Path) -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    @python_layer("m.A")
+    @register_layer("m.A")
     class One(Layer):
         """The first."""
 
-    python_layer("m.A")(One)
+    register_layer("m.A")(One)
     with pytest.raises(ValueError, match=r"Python layer m\.A is already registered"):
 
-        @python_layer("m.A")
+        @register_layer("m.A")
         class Two(Layer):
             """The second."""
+
+
+def test_layers_of_a_type_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered()
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+    @register_layer
+    class Halve(Layer):
+        """y = x / 2."""
+
+        TYPE = "Halve"
+
+        def forward(self, bottoms: list[torch.Tensor], blobs: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [bottoms[0] / 2]
+
+    (x,) = arrays((2, 3))
+    np.testing.assert_array_equal(forward(lone('type: "Halve"', (2, 3)), [x])[0], x / 2)
+
+
+def test_a_type_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="Softmax is already registered for bvlc"):
+
+        @register_layer
+        class Softmax(Layer):
+            """Not Caffe's."""
+
+            TYPE = "Softmax"
 
 
 # -- pycaffe's layers ------------------------------------------------------------------------------------------
