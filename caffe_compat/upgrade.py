@@ -305,7 +305,7 @@ def _fields(message: Message) -> Iterator[tuple[str, Any]]:
 
 def _put(message: Any, name: str, value: Any) -> None:
     """Set a field, or extend it if it is repeated; a single value becomes the next entry."""
-    if not message.DESCRIPTOR.fields_by_name[name].is_repeated:
+    if message.DESCRIPTOR.fields_by_name[name].has_presence:
         if isinstance(value, Message):
             getattr(message, name).CopyFrom(value)
         else:

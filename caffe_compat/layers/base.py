@@ -196,7 +196,7 @@ class Layer:
     def has(self, field: str) -> bool:
         """Whether the net states `field` of this layer's parameters (repeated: has entries)."""
         descriptor = self.p.DESCRIPTOR.fields_by_name[field]
-        return bool(len(getattr(self.p, field))) if descriptor.is_repeated else self.p.HasField(field)
+        return bool(len(getattr(self.p, field))) if not descriptor.has_presence else self.p.HasField(field)
 
 
 L = TypeVar("L", bound=type[Layer])
