@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,23 +25,25 @@ FIELDS_2013 = {"num_output", "bias_term", "weight_filler", "bias_filler", "pad",
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a kernel is applied: the channel axis, then one number per spatial axis behind it."""
+    """Where a kernel is applied: the channel axis, then one number per spatial axis behind it.
+
+    Attributes:
+        extent: what a dilated kernel covers.
+        least: the smallest input that a whole kernel fits into.
+    """
 
     axis: int
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     pad: tuple[int, ...]
     dilation: tuple[int, ...]
+    extent: tuple[int, ...] = field(init=False)
+    least: tuple[int, ...] = field(init=False)
 
-    @cached_property
-    def extent(self) -> tuple[int, ...]:
-        """What a dilated kernel covers."""
-        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
-
-    @cached_property
-    def least(self) -> tuple[int, ...]:
-        """The smallest input that a whole kernel fits into."""
-        return tuple(e - 2 * p for e, p in zip(self.extent, self.pad, strict=True))
+    def __post_init__(self) -> None:
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        object.__setattr__(self, "extent", extent)
+        object.__setattr__(self, "least", tuple(e - 2 * p for e, p in zip(extent, self.pad, strict=True)))
 
     def down(self, sizes: Sequence[int]) -> Shape:
         """Sizes after a convolution, (in + 2 pad - extent) / stride + 1; division drops the fraction as C does."""
@@ -71,9 +72,9 @@ def read_geometry(layer: Layer, bottom: Shape) -> Geometry:
     stride = _sizes(layer, "stride", "stride", spatial, 1)
     pad = _sizes(layer, "pad", "pad", spatial, 0)
     dilation = _repeated(layer, "dilation", spatial, 1)
-    for field, values in ("kernel_size", kernel), ("stride", stride), ("dilation", dilation):
-        what = f"{field} {' x '.join(map(str, values))} must be positive"
-        layer.check(all(value > 0 for value in values), what, field=f"convolution_param.{field}")
+    for name, values in ("kernel_size", kernel), ("stride", stride), ("dilation", dilation):
+        what = f"{name} {' x '.join(map(str, values))} must be positive"
+        layer.check(all(value > 0 for value in values), what, field=f"convolution_param.{name}")
     return Geometry(axis, kernel, stride, pad, dilation)
 
 
@@ -348,8 +349,8 @@ def read_geometry_2013(layer: Layer, bottom: Shape) -> Geometry:
     layer.check(len(bottom) == 4, f"the bottom has shape {bottom}; profile dec2013 has four axes", field="bottom")
     kernel = _repeated(layer, "kernel_size", 1, None) * 2
     stride = _repeated(layer, "stride", 1, 1) * 2
-    for field, values in ("kernel_size", kernel), ("stride", stride):
-        layer.check(values[0] > 0, f"{field} is 0", field=f"convolution_param.{field}", remedy="make it > 0")
+    for name, values in ("kernel_size", kernel), ("stride", stride):
+        layer.check(values[0] > 0, f"{name} is 0", field=f"convolution_param.{name}", remedy="make it > 0")
     what = f"kernel {kernel[0]} is larger than the bottom, {bottom[2]} x {bottom[3]}"
     layer.check(kernel[0] <= min(bottom[2:]), what, field="convolution_param.kernel_size")
     return Geometry(1, kernel, stride, (0, 0), (1, 1))

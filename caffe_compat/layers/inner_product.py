@@ -34,6 +34,7 @@ class InnerProduct(Layer):
         self._axis = self.axis(self.p.axis, len(bottoms[0]), "inner_product_param.axis")
         what = f"num_output is {self.p.num_output}"
         self.check(self.p.num_output > 0, what, field="inner_product_param.num_output", remedy="make it > 0")
+        self._transpose = bool(self.p.transpose)
         self._flat = self._axis == len(bottoms[0]) - 1
         check_fillers(self, self.blob_shapes(bottoms))
 
@@ -55,7 +56,7 @@ class InnerProduct(Layer):
         from torch.nn.functional import linear
 
         x = bottoms[0] if self._flat else bottoms[0].flatten(self._axis)
-        weight = blobs[0].t() if self.p.transpose else blobs[0]
+        weight = blobs[0].t() if self._transpose else blobs[0]
         return [linear(x, weight, *blobs[1:])]
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:

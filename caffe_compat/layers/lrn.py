@@ -36,8 +36,9 @@ class LRN(Layer):
         self.check_size()
         what = f"the bottom has shape {bottoms[0]}; LRN takes (N, C, H, W)"
         self.check(len(bottoms[0]) == 4, what, field="bottom")
-        size = self.p.local_size
-        self._across = self.p.norm_region == self.p.ACROSS_CHANNELS
+        p, size = self.p, self.p.local_size
+        self._size, self._alpha, self._beta, self._k = size, p.alpha, p.beta, p.k
+        self._across = p.norm_region == p.ACROSS_CHANNELS
         self._before, self._behind = (size - 1) // 2, size // 2
         self._window = Window((size, size), (1, 1), (self._before, self._before))
         self._overwritten = self._across and self.param.bottom[:1] == self.param.top[:1]
@@ -47,10 +48,10 @@ class LRN(Layer):
         self.check(size % 2 == 1, f"local_size {size} is even", field="lrn_param.local_size", remedy="make it odd")
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        x, p = bottoms[0], self.p
+        x = bottoms[0]
         if not self._across:
-            return [x * (self._energy_within(x) * p.alpha + 1).pow(-p.beta)]
-        power = (self._energy_across(x) * (p.alpha / p.local_size) + p.k).pow(-p.beta)
+            return [x * (self._energy_within(x) * self._alpha + 1).pow(-self._beta)]
+        power = (self._energy_across(x) * (self._alpha / self._size) + self._k).pow(-self._beta)
         return [power * power if self._overwritten else x * power]
 
     def _energy_across(self, x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class LRN(Layer):
         """Means of squares over the positions around each."""
         from torch.nn.functional import avg_pool2d
 
-        return avg_pool2d(x.square(), self.p.local_size, 1, self._before)
+        return avg_pool2d(x.square(), self._size, 1, self._before)
 
     # -- ONNX ----------------------------------------------------------------------------------------------
 

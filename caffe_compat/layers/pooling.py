@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,12 +33,21 @@ class Window:
     Attributes:
         kernel, stride, pad: as in the net.
         ceil: an incomplete last window counts (round_mode CEIL).
+        narrow: torch takes the padding, at most half a kernel. Its windows are then these, without empty ones.
+        dense: no window can be empty.
     """
 
     kernel: Pair
     stride: Pair
     pad: Pair
     ceil: bool = True
+    narrow: bool = field(init=False)
+    dense: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        near = all(s <= k for s, k in zip(self.stride, self.kernel, strict=True))
+        object.__setattr__(self, "narrow", all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True)))
+        object.__setattr__(self, "dense", near or any(self.pad) or not self.ceil)
 
     def output(self, size: Sequence[int]) -> Pair:
         """(H, W) of the top (PoolingLayer::Reshape)."""
@@ -65,16 +74,6 @@ class Window:
         h, w = (n * self.stride[i] + self.kernel[i] - self.pad[i] - size[i] for i, n in enumerate(last))
         return h, w
 
-    @cached_property
-    def narrow(self) -> bool:
-        """torch takes the padding: at most half a kernel. Its windows are then Caffe's, without empty ones."""
-        return all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
-
-    @cached_property
-    def overlapping(self) -> bool:
-        """No window can be empty."""
-        return any(self.pad) or not self.ceil or all(s <= k for s, k in zip(self.stride, self.kernel, strict=True))
-
     def divisors(self, size: Sequence[int]) -> NDArray[np.int64]:
         """What AVE divides each window's sum by, (H, W) of the top: its size inside the padded bottom."""
         lengths = []
@@ -94,7 +93,7 @@ def max_pool(x: Tensor, window: Window) -> Tensor:
     if not window.narrow:
         return torch.max_pool2d(_padded(x, window, -FLT_MAX), window.kernel, window.stride)
     y = torch.max_pool2d(x, window.kernel, window.stride, window.pad, 1, window.ceil)
-    return y if window.overlapping else _with_empty(y, x, window, -FLT_MAX)
+    return y if window.dense else _with_empty(y, x, window, -FLT_MAX)
 
 
 def max_pool_with_mask(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,7 @@ def ave_pool(x: Tensor, window: Window) -> Tensor:
     from torch.nn.functional import avg_pool2d
 
     size = x.shape[2:]
-    if window.narrow and (window.overlapping or not any(window.empty(size))):
+    if window.narrow and (window.dense or not any(window.empty(size))):
         return avg_pool2d(x, window.kernel, window.stride, window.pad, window.ceil)
     if window.narrow:
         sums = avg_pool2d(x, window.kernel, window.stride, ceil_mode=True, divisor_override=1)
@@ -302,7 +301,7 @@ class Pooling(Layer):
         self.check(self.tops == 1 or self.method == "MAX", what, field="top[1]", remedy="only MAX has a mask")
         what = f"the bottom has shape {bottoms[0]}; pooling takes (N, C, H, W)"
         self.check(len(bottoms[0]) == 4, what, field="bottom")
-        self.everywhere: bool = self.p.global_pooling
+        self.everywhere = bool(self.p.global_pooling)
         self.window = self.read_window(bottoms[0])
 
     def read_window(self, bottom: Shape) -> Window:
@@ -310,8 +309,8 @@ class Pooling(Layer):
         self._check_stated()
         kernel = (bottom[2], bottom[3]) if self.everywhere else self._pair("kernel_size", "kernel")
         stride, pad = self._pair("stride", "stride"), self._pair("pad", "pad")
-        for field, pair in ("kernel_size", kernel), ("stride", stride):
-            self.check(min(pair) > 0, f"{field} {pair[0]} x {pair[1]} must be positive", field=f"pooling_param.{field}")
+        for name, pair in ("kernel_size", kernel), ("stride", stride):
+            self.check(min(pair) > 0, f"{name} {pair[0]} x {pair[1]} must be positive", field=f"pooling_param.{name}")
         if self.everywhere:
             what = f"global_pooling takes pad 0 and stride 1, got pad {pad} and stride {stride}"
             self.check(pad == (0, 0) and stride == (1, 1), what, field="pooling_param.global_pooling")
@@ -436,10 +435,9 @@ class Pooling2013(Pooling):
 
     def read_window(self, bottom: Shape) -> Window:
         check_fields(self, {"pool", "pad", "kernel_size", "stride"})
-        for field in ("kernel_size", "stride"):
-            self.check(
-                getattr(self.p, field) > 0, f"{field} is 0", field=f"pooling_param.{field}", remedy="make it > 0"
-            )
+        for name in ("kernel_size", "stride"):
+            positive = getattr(self.p, name) > 0
+            self.check(positive, f"{name} is 0", field=f"pooling_param.{name}", remedy="make it > 0")
         return Window((self.p.kernel_size,) * 2, (self.p.stride,) * 2, (0, 0))
 
     def maximum(self, x: Tensor, window: Window) -> Tensor:

@@ -38,13 +38,14 @@ class SPP(Layer):
         self.check(len(bottoms[0]) == 4, what, field="bottom")
         self.check(min(bottoms[0][2:]) > 0, f"the bottom has shape {bottoms[0]}, without values", field="bottom")
         self.check(self.p.pyramid_height > 0, "pyramid_height is 0", field="spp_param.pyramid_height")
+        self._height = int(self.p.pyramid_height)
         self.method = self.p.DESCRIPTOR.enum_types_by_name["PoolMethod"].values_by_number[self.p.pool].name
         self._levels(*bottoms[0][2:])
 
     def _levels(self, height: int, width: int) -> list[Window]:
         """The windows of each level for a bottom of that size."""
         levels = []
-        for level in range(self.p.pyramid_height):
+        for level in range(self._height):
             window = level_window(level, height, width)
             what = f"level {level} of a {height} x {width} bottom needs pad {window.pad} with kernel {window.kernel}"
             below = all(p < k for p, k in zip(window.pad, window.kernel, strict=True))
