@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caffe_compat.layers.base import Layer, Shape, register
 from caffe_compat.layers.dec2013 import check_fields
@@ -19,8 +20,8 @@ class Accuracy(Layer):
     """Share of the labels for which fewer than `top_k` other classes score at least as high as the true one.
 
     So a tie with the true class counts against it. Labels that equal `ignore_label` do not count; without any that
-    count the result is 0. A second top holds the share for each class, 0 for classes without labels. No backward.
-    Source: accuracy_layer.cpp.
+    count the result is 0. A second top holds the share for each class, 0 for classes without labels. No backward: a
+    gradient is refused when the net gives the top a loss_weight. Source: accuracy_layer.cpp.
     """
 
     TYPE = "Accuracy"
@@ -43,10 +44,13 @@ class Accuracy(Layer):
         return [(), (bottoms[0][self.p.axis],)][: self.tops]
 
     def propagates(self, bottom: int) -> bool:
-        return False
+        return bottom == 0 and any(self.param.loss_weight)
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        data, labels = bottoms[0].detach(), bottoms[1]
+        tops = self._shares(bottoms[0].detach(), bottoms[1])
+        return [_refusing()(self, bottoms[0], top) for top in tops] if any(self.param.loss_weight) else tops
+
+    def _shares(self, data: Tensor, labels: Tensor) -> list[Tensor]:
         axis = self.p.axis % data.ndim
         classes, outer, inner = data.shape[axis], prod(data.shape[:axis]), prod(data.shape[axis + 1 :])
         scores = data.reshape(outer, classes, inner)
@@ -71,7 +75,7 @@ class Accuracy(Layer):
 class Accuracy2013(Layer):
     """Top (1, 2, 1, 1): share of items whose best class is the label, and mean of -log(max(p[label], 1e-20)).
 
-    Ties go to the lowest class. No backward. Source: loss_layer.cu of December 2013.
+    Ties go to the lowest class. No backward: a gradient is refused. Source: loss_layer.cu of December 2013.
     """
 
     TYPE = "Accuracy"
@@ -89,7 +93,7 @@ class Accuracy2013(Layer):
         return [(1, 2, 1, 1)]
 
     def propagates(self, bottom: int) -> bool:
-        return False
+        return bottom == 0
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         import torch
@@ -98,4 +102,22 @@ class Accuracy2013(Layer):
         index, _ = label_indices(self, bottoms[1].reshape(len(p), 1), p.shape[1])
         hits = (p.argmax(1, keepdim=True) == index).to(p.dtype).mean()
         likelihood = -p.gather(1, index).clamp(min=LOG_THRESHOLD).log().mean()
-        return [torch.stack([hits, likelihood]).view(1, 2, 1, 1)]
+        return [_refusing()(self, bottoms[0], torch.stack([hits, likelihood]).view(1, 2, 1, 1))]
+
+
+@cache
+def _refusing() -> Callable[[Layer, Tensor, Tensor], Tensor]:
+    """A function (layer, data, top): `top`, whose gradient is refused."""
+    import torch
+
+    class Refusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, layer: Layer, _data: Tensor, top: Tensor) -> Tensor:
+            ctx.layer = layer
+            return top.clone()
+
+        @staticmethod
+        def backward(ctx: Any, _grad: Tensor) -> None:  # type: ignore[override]
+            raise ctx.layer.error("Accuracy has no backward pass", remedy="train on a loss layer instead")
+
+    return Refusing.apply  # type: ignore[no-any-return]

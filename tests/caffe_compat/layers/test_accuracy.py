@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caffe_compat.errors import LayerError
-from tests.caffe_compat.layers.harness import Array, arrays, forward, lone
+from tests.caffe_compat.layers.harness import Array, arrays, forward, gradients, lone
 
 
 def reference(x: Array, labels: Array, axis: int, top_k: int, ignore: int | None) -> tuple[float, Array]:
@@ -64,6 +64,17 @@ def test_no_gradient() -> None:
     assert not it.layer.BACKWARD
     assert not any(it.layer.propagates(index) for index in range(2))
     assert it.node.loss_weights == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"), [("loss_weight: 1", {}), ("", {"profile": "dec2013"})], ids=["loss_weight", "dec2013"]
+)
+def test_a_gradient_is_refused(fields: str, options: dict[str, str]) -> None:
+    it = lone(f'type: "Accuracy" {fields}', (2, 3, 1, 1), (2, 1, 1, 1), **options)  # type: ignore[arg-type]
+    bottoms = [np.zeros((2, 3, 1, 1)), np.zeros((2, 1, 1, 1))]
+    forward(it, bottoms)
+    with pytest.raises(LayerError, match="has no backward pass"):
+        gradients(it, bottoms, [np.ones(it.top_shapes[0])])
 
 
 def test_label_out_of_range() -> None:
