@@ -36,11 +36,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
-    """The case; one that its index does not describe fails here."""
-    if request.param.broken:
-        pytest.fail(request.param.broken, pytrace=False)
+    """The case to run."""
     found: Case = request.param
     return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """A case that its index does not describe fails."""
+    case = pyfuncitem.funcargs.get("case")
+    if isinstance(case, Case) and case.broken:
+        pytest.fail(case.broken, pytrace=False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -82,10 +82,14 @@ class ModelRecord:
         if "stat" in about and np.isfinite(about["stat"]).all():
             check_extremes(f"statistics of {blob}", got, about["stat"], tolerance, compare)
 
+    def distance(self) -> float:
+        """How far the furthest blob is away, in parts of its largest magnitude."""
+        return max(self.worst.values(), default=0.0)
+
     def note(self) -> str:
-        """The blob furthest away when it is above the tight bound, "" when none is."""
-        blob, distance = max(self.worst.items(), key=lambda item: item[1], default=("", 0.0))
-        return f"{distance:.1e} of max|ref| in {blob}" if distance > MODELS_TIGHT.scale else ""
+        """The furthest blob when it is above the tight bound, "" when none is."""
+        blob = max(self.worst, key=self.worst.__getitem__, default="")
+        return f"{self.distance():.1e} of max|ref| in {blob}" if self.distance() > MODELS_TIGHT.scale else ""
 
 
 def scaled(tolerance: Tolerance, about: Mapping[str, Any]) -> Tolerance:

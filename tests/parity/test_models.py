@@ -30,6 +30,7 @@ def test_models(case: Case, record_property: Callable[[str, object], None]) -> N
         for blob in record.info["blobs"]:
             record.check_blob(blob, trace.blobs[blob].numpy() if blob in trace.blobs else None, compare)
         compare.equal("keys that were not compared", record.record.unseen(), [])
+        record_property("distance", record.distance())
         if record.note():
             record_property("note", f"{case}: {record.note()}")
 

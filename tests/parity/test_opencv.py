@@ -25,7 +25,7 @@ def cases(folders: Folders) -> list[Case]:
 
 def types(net: Path) -> tuple[str, ...]:
     """The layer types that the text names."""
-    return tuple(sorted(set(re.findall(r"""\btype\s*:\s*["']([^"']+)["']""", net.read_text()))))
+    return tuple(sorted(set(re.findall(r"""\btype\s*:\s*["']([A-Z][^"']*)["']""", net.read_text()))))
 
 
 def input_files(net: Path) -> dict[str, Path]:
