@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from caffe_compat.errors import UnknownLayerError
 from caffe_compat.graph import meets_rule
@@ -52,6 +53,8 @@ def deploy(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     stages: Sequence[str] = (),
     level: int = 0,
+    profile: str = "bvlc",
+    dialect: str = "",
 ) -> Deployed:
     """The runnable form of a net of the newest generation; a net that is one already comes back as it is.
 
@@ -64,11 +67,13 @@ def deploy(
         input_shapes: data blob -> shape, where the net does not tell.
         stages, level: the state that include and exclude rules are matched against; a net with rules for the stage
             "deploy" is taken in that stage by default.
+        profile, dialect: which layers the types stand for.
 
     Raises:
         GraphError: the shape of an input cannot be told.
     """
-    work = _Work(net, weights)
+    context = Context(profile=profile, dialect=dialect)
+    work = _Work(net, weights, context)
     work.merge_splits()
     work.select(_state(net, stages, level))
     labels = work.labels()
@@ -78,7 +83,7 @@ def deploy(
     work.add_inputs()
     work.name_activations()
     built = work.build(pb.NetState(phase=pb.TEST, level=level, stage=stages))
-    notes = work.notes + fill_shapes(built, work.data_inputs(), weights, dict(input_shapes or {}))
+    notes = work.notes + fill_shapes(built, work.data_inputs(), weights, dict(input_shapes or {}), context)
     return Deployed(built, tuple(item.origin for item in work.items), tuple(notes))
 
 
@@ -99,6 +104,7 @@ class _Item:
     Attributes:
         origin: its index.
         layer: what the net says of it.
+        cls: the class of its type, None when there is none.
         bottoms, tops: what it reads and makes from now on.
         kind: its type from now on.
         data: for an Input in place of data layers: those.
@@ -106,10 +112,19 @@ class _Item:
 
     origin: int
     layer: pb.LayerParameter
+    cls: type[Layer] | None
     bottoms: list[str]
     tops: list[str]
     kind: str
     data: list[pb.LayerParameter] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, origin: int, layer: pb.LayerParameter, context: Context) -> _Item:
+        try:
+            found = find_layer(layer.type, context)
+        except UnknownLayerError:
+            found = None
+        return cls(origin, layer, found, list(layer.bottom), list(layer.top), layer.type)
 
     def __str__(self) -> str:
         return f'layer "{self.layer.name}" ({self.layer.type})'
@@ -118,22 +133,15 @@ class _Item:
     def in_place(self) -> bool:
         return bool(self.tops) and set(self.tops) <= set(self.bottoms)
 
+    @cached_property
+    def is_loss(self) -> bool:
+        known = self.cls is not None and self.cls.LOSS
+        return known or self.layer.type.endswith("Loss") or any(self.layer.loss_weight)
 
-def _find(kind: str) -> type[Layer] | None:
-    try:
-        return find_layer(kind, Context())
-    except UnknownLayerError:
-        return None
-
-
-def _is_loss(item: _Item) -> bool:
-    cls = _find(item.layer.type)
-    return any(item.layer.loss_weight) or item.layer.type.endswith("Loss") or (cls is not None and cls.LOSS)
-
-
-def _judges(item: _Item) -> bool:
-    """A loss, or a layer that only measures."""
-    return bool(item.bottoms) and (item.layer.type.endswith(MEASURES) or _is_loss(item))
+    @cached_property
+    def judges(self) -> bool:
+        """Whether it is a loss, or only measures."""
+        return bool(self.layer.bottom) and (self.layer.type.endswith(MEASURES) or self.is_loss)
 
 
 def _is_automatic_split(item: _Item) -> bool:
@@ -158,9 +166,9 @@ def _joins_batches(layer: pb.LayerParameter) -> bool:
 class _Work:
     """The layers that are still in, in order; blobs are known by name."""
 
-    def __init__(self, net: pb.NetParameter, weights: Weights | None) -> None:
+    def __init__(self, net: pb.NetParameter, weights: Weights | None, context: Context) -> None:
         self.net = net
-        self.items = [_Item(i, la, list(la.bottom), list(la.top), la.type) for i, la in enumerate(net.layer)]
+        self.items = [_Item.of(index, layer, context) for index, layer in enumerate(net.layer)]
         self.notes: list[str] = []
         self.gone: dict[str, str | None] = {}  # blob that is no longer made -> the one to read instead
         self.orphans: set[str] = set()  # blobs that a dropped layer read
@@ -170,7 +178,7 @@ class _Work:
     def drop(self, item: _Item, why: str) -> None:
         self.notes.append(f"dropped {item}: {why}")
         self.orphans.update(item.bottoms)
-        if _judges(item):
+        if item.judges:
             self.judged.update(item.bottoms)
 
     # what a layer is
@@ -179,8 +187,7 @@ class _Work:
         """Whether it has parameter blobs: by the weights, or by its type when none are its own."""
         if self.learned:
             return item.layer.name in self.learned
-        cls = _find(item.layer.type)
-        return cls is not None and cls.blob_shapes is not Layer.blob_shapes
+        return item.cls is not None and item.cls.blob_shapes is not Layer.blob_shapes
 
     def is_data(self, item: _Item) -> bool:
         """Whether it reads examples; DummyData of fixed values beside other sources is a constant."""
@@ -200,7 +207,7 @@ class _Work:
         for item in self.items:
             if blobs & set(item.bottoms):
                 found.append(item)
-                if not _judges(item):
+                if not item.judges:
                     blobs.update(item.tops)
         return found
 
@@ -240,7 +247,7 @@ class _Work:
         names = {item.layer.name for item in inside}
         found: list[_Item] = []
         for item in reversed(outside):
-            if _judges(item):
+            if item.judges:
                 needed = self.is_only_activation(item, inside) and item.bottoms[0] in made
             elif item.in_place:
                 needed = self.learns(item) and item.layer.name not in names and bool(read & set(item.tops))
@@ -250,7 +257,7 @@ class _Work:
                 found.append(item)
                 item.tops = item.tops if item.bottoms else [top for top in item.tops if top not in made]
                 made.update(item.tops)
-                read.update(item.bottoms if not _judges(item) else ())
+                read.update(item.bottoms if not item.judges else ())
         return found
 
     def is_only_activation(self, loss: _Item, among: list[_Item]) -> bool:
@@ -266,11 +273,11 @@ class _Work:
 
     def is_label(self, item: _Item, top: str, any_learns: bool) -> bool:
         reached = self.reached(top)
-        made = {top, *(blob for reader in reached if not _judges(reader) for blob in reader.tops)}
-        judged = any(map(_judges, reached)) or bool(made & self.judged)
+        made = {top, *(blob for reader in reached if not reader.judges for blob in reader.tops)}
+        judged = any(reader.judges for reader in reached) or bool(made & self.judged)
         if not any_learns:
-            return judged and all(_judges(reader) and reader.bottoms[0] != top for reader in self.readers(top))
-        if any(self.learns(reader) for reader in reached if not _judges(reader)):
+            return judged and all(reader.judges and reader.bottoms[0] != top for reader in self.readers(top))
+        if any(self.learns(reader) for reader in reached if not reader.judges):
             return False
         useful = any(not self.readers(blob) for blob in made - {top})
         return judged or (self.is_data(item) and not useful)
@@ -295,7 +302,7 @@ class _Work:
             item.bottoms = [blob for blob in (self.gone.get(b, b) for b in before) if blob is not None]
             if not before:
                 keep = self.strip_source(item, labels)
-            elif item.layer.type.endswith(MEASURES) or _is_loss(item):
+            elif item.judges:
                 keep = self.strip_judge(item, before)
             else:
                 keep = len(item.bottoms) == len(before) or self.strip_reader(item, before)
@@ -321,7 +328,7 @@ class _Work:
         self.gone.update(dict.fromkeys(item.tops))
         prediction = self.gone.get(before[0], before[0])
         if prediction is None or not self.is_only_activation(item, self.items):
-            self.drop(item, "it is a loss" if _is_loss(item) else "it only measures or records")
+            self.drop(item, "it is a loss" if item.is_loss else "it only measures or records")
             return False
         item.kind, item.bottoms, item.tops = ACTIVATIONS[item.layer.type], [prediction], probabilities
         return True
@@ -385,7 +392,7 @@ class _Work:
             lacking.update(dict.fromkeys(blob for blob in item.bottoms if blob not in made))
             made.update(item.tops)
         if lacking:
-            self.items.insert(0, _Item(-1, pb.LayerParameter(), [], list(lacking), "Input"))
+            self.items.insert(0, _Item(-1, pb.LayerParameter(), None, [], list(lacking), "Input"))
 
     # the result
 
@@ -406,8 +413,9 @@ class _Work:
                 del built.layer[index]
         if -1 in kept:
             built.layer.insert(0, pb.LayerParameter(name="input", type="Input", top=kept[-1].tops))
+        self.notes += _clear_phase(self.net, built)
         if self.notes or not all(_included(layer, state) for layer in built.layer):
-            self.notes += _leave_training(self.net, built)
+            self.notes += _clear_rules(built) + _use_global_stats(built)
         return built
 
 
@@ -429,22 +437,22 @@ def _write(item: _Item, layer: pb.LayerParameter) -> None:
     layer.CopyFrom(new)
 
 
-def _leave_training(net: pb.NetParameter, built: pb.NetParameter) -> list[str]:
-    """Clear what ties layers to a phase. Returns notes."""
-    notes = []
+def _clear_phase(net: pb.NetParameter, built: pb.NetParameter) -> list[str]:
+    """Caffe writes the phase of the running net into every layer that it saves."""
+    trained = [layer for layer in built.layer if layer.HasField("phase") and layer.phase == pb.TRAIN]
+    if not trained or not all(layer.HasField("phase") for layer in net.layer):
+        return []
+    for layer in trained:
+        layer.ClearField("phase")
+    return [f"removed phase: TRAIN, in which the net was saved, from {len(trained)} layer(s)"]
+
+
+def _clear_rules(built: pb.NetParameter) -> list[str]:
     ruled = [layer for layer in built.layer if layer.include or layer.exclude]
     for layer in ruled:
         layer.ClearField("include")
         layer.ClearField("exclude")
-    if ruled:
-        notes.append(f"removed the include and exclude rules of {len(ruled)} layer(s)")
-    saved = all(layer.HasField("phase") for layer in net.layer)
-    trained = [layer for layer in built.layer if layer.HasField("phase") and layer.phase == pb.TRAIN]
-    for layer in trained if saved else ():
-        layer.ClearField("phase")
-    if trained and saved:
-        notes.append(f"removed phase: TRAIN, in which the net was saved, from {len(trained)} layer(s)")
-    return notes + _use_global_stats(built)
+    return [f"removed the include and exclude rules of {len(ruled)} layer(s)"] if ruled else []
 
 
 def _use_global_stats(built: pb.NetParameter) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from caffe_compat.errors import GraphError, Where
 from caffe_compat.graph import Graph
-from caffe_compat.layers.base import Shape
+from caffe_compat.layers.base import Context, Shape
 from caffe_compat.schema import pb
 from caffe_compat.upgrade import copy_fields
 from caffe_compat.weights import Blob, Weights
@@ -54,7 +55,11 @@ class _Blob:
 
 
 def fill_shapes(
-    net: pb.NetParameter, inputs: Sequence[DataInput], weights: Weights | None, given: Mapping[str, Sequence[int]]
+    net: pb.NetParameter,
+    inputs: Sequence[DataInput],
+    weights: Weights | None,
+    given: Mapping[str, Sequence[int]],
+    context: Context,
 ) -> list[str]:
     """Give the Input layers of `net` their shapes, in place. Returns what was replaced, and what told the shape.
 
@@ -66,7 +71,7 @@ def fill_shapes(
     """
     blobs = [_stated(top, item, given) for item in inputs for top in net.layer[item.index].top]
     if not all(blob.shape for blob in blobs):
-        blobs = _Search(net, weights, blobs).solve()
+        blobs = _Search(net, weights, blobs, context).solve()
     shapes = {blob.name: blob for blob in blobs}
     notes = []
     for item in inputs:
@@ -127,7 +132,8 @@ def _color(data: pb.LayerParameter) -> int:
 class _Search:
     """Finds the missing shapes by building the net with candidates."""
 
-    def __init__(self, net: pb.NetParameter, weights: Weights | None, blobs: Sequence[_Blob]) -> None:
+    def __init__(self, net: pb.NetParameter, weights: Weights | None, blobs: Sequence[_Blob], context: Context) -> None:
+        self.context = context
         self.net = pb.NetParameter()
         for layer in net.layer:
             copy_fields(layer, self.net.layer.add(), leave={"blobs"})
@@ -150,19 +156,23 @@ class _Search:
                 yield layer
 
     def build(self, blobs: Sequence[_Blob]) -> Graph:
-        return Graph.from_net(self.net, input_shapes={blob.name: blob.shape for blob in blobs}, collect=True)
+        shapes = {blob.name: blob.shape for blob in blobs}
+        profile, dialect = self.context.profile, self.context.dialect
+        return Graph.from_net(self.net, profile=profile, dialect=dialect, input_shapes=shapes, collect=True)
 
     def with_channels(self, blob: _Blob) -> _Blob:
         """The channels, or the whole shape of a vector, that the first layer with weights asks for."""
         first = next((layer for layer in self.readers(blob.name) if layer.name in self.weights), None)
+        if first is None and blob.channels:
+            return replace(blob, reason="channels of the data layer")
         if first is None:
-            return replace(blob, reason="channels of the data layer") if blob.channels else self.fail(blob)
+            raise self.failure(blob)
         stored = self.weights[first.name][0]
         reason = f'channels of layer "{first.name}"'
         if first.type == "InnerProduct":
             return self.vector(blob, stored.values.size // max(first.inner_product_param.num_output, 1), reason)
         if first.type not in CHANNELS or (len(stored.shape) < 2 and first.type.endswith("volution")):
-            return self.fail(blob)
+            raise self.failure(blob)
         channels = CHANNELS[first.type](stored) * (first.convolution_param.group if first.type == "Convolution" else 1)
         times = range(1, 17) if any(layer.type == "Slice" for layer in self.readers(blob.name)) else range(1, 2)
         trials = [replace(blob, channels=n * channels, reason=reason) for n in times]
@@ -194,24 +204,15 @@ class _Search:
         lacking = [blob for blob in self.blobs if not blob.shape]
         layer = next((la for la in self.readers(lacking[0].name) if la.type == "InnerProduct"), None)
         if layer is None or layer.name not in self.weights:
-            self.fail(lacking[0])
-            return
-        sizes = range(1, LARGEST + 1)
-
-        def excess(size: int) -> int:
-            return self.excess(layer, size)
-
+            raise self.failure(lacking[0])
+        sizes, excess = range(1, LARGEST + 1), partial(self.excess, layer)
         least, beyond = bisect_left(sizes, 0, key=excess), bisect_right(sizes, 0, key=excess)
         if least == beyond or beyond == LARGEST:
-            self.fail(lacking[0])
+            raise self.failure(lacking[0])
         fitting = sizes[least:beyond]
         size = max(fitting, key=lambda n: (n & -n, n))  # 28 rather than 27, 224 rather than 223
-        why = (
-            f'"{layer.name}" fits at {size}'
-            if len(fitting) == 1
-            else (f'"{layer.name}" fits from {fitting[0]} to {fitting[-1]}')
-        )
-        self.blobs = [self.sized(blob, size, size, why) for blob in self.blobs]
+        where = f"from {fitting[0]} to {fitting[-1]}" if len(fitting) > 1 else f"at {size}"
+        self.blobs = [self.sized(blob, size, size, f'layer "{layer.name}" fits {where}') for blob in self.blobs]
 
     def excess(self, layer: pb.LayerParameter, size: int) -> int:
         """Inputs of an InnerProduct layer at a size, less those that its weights have; -1 when the net breaks."""
@@ -220,8 +221,8 @@ class _Search:
             return -1
         return prod(graph.params[layer.name][0]) - self.weights[layer.name][0].values.size
 
-    def fail(self, blob: _Blob) -> _Blob:
-        where = Where(layer=blob.layer.name)
+    def failure(self, blob: _Blob) -> GraphError:
         teller = f'{blob.layer.type} layer "{blob.layer.name}"' if blob.layer.name else "the net"
         what = f'{teller} does not tell the shape of the input "{blob.name}"'
-        raise GraphError(what, where=where, remedy=f"state it, e.g. {blob.name}=1,{blob.channels or 3},224,224")
+        remedy = f"give it: --input-shape {blob.name}=1,{blob.channels or 3},224,224"
+        return GraphError(what, where=Where(layer=blob.layer.name), remedy=remedy)

@@ -93,7 +93,15 @@ def open_net(
     upgraded = upgrade_net(_net(document), document.map)
     notes = [*upgraded.notes, *map(str, upgraded.problems)]
     if carried is not None if deploy is None else deploy:
-        deployed = make_deploy(upgraded.net, weights=blobs, input_shapes=state.input_shapes)
+        deployed = make_deploy(
+            upgraded.net,
+            weights=blobs,
+            input_shapes=state.input_shapes,
+            stages=state.stages,
+            level=state.level,
+            profile=state.profile,
+            dialect=state.dialect,
+        )
         origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in deployed.origins)
         upgraded = replace(upgraded, net=deployed.net, origins=origins)
         notes += deployed.notes
