@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from caffe_compat.errors import ConversionError
 from caffe_compat.fillers import check_fillers
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
-from caffe_compat.layers.dec2013 import check_fields
+from caffe_compat.layers.dec2013 import FOUR_AXES, check_fields
 from caffe_compat.onnx_forms import reshape
 from caffe_compat.schema import pb
 
@@ -74,7 +74,8 @@ def read_geometry(layer: Layer, bottom: Shape) -> Geometry:
     dilation = _repeated(layer, "dilation", spatial, 1)
     for name, values in ("kernel_size", kernel), ("stride", stride), ("dilation", dilation):
         what = f"{name} {' x '.join(map(str, values))} must be positive"
-        layer.check(all(value > 0 for value in values), what, field=f"convolution_param.{name}")
+        positive = all(value > 0 for value in values)
+        layer.check(positive, what, field=f"convolution_param.{name}", remedy="make every size > 0")
     return Geometry(axis, kernel, stride, pad, dilation)
 
 
@@ -140,7 +141,9 @@ class BaseConvolution(Layer):
         self.check(outputs > 0, f"num_output is {outputs}", field="convolution_param.num_output", remedy="make it > 0")
         self.check(group > 0, "group is 0", field="convolution_param.group", remedy="leave it out for one group")
         for what, count in (f"the bottom's {channels} channels", channels), (f"num_output {outputs}", outputs):
-            self.check(count % group == 0, f"group {group} does not divide {what}", field="convolution_param.group")
+            remedy = "choose a group that divides both"
+            fits = count % group == 0
+            self.check(fits, f"group {group} does not divide {what}", field="convolution_param.group", remedy=remedy)
 
     def _torch_arguments(self) -> tuple[Any, ...]:
         """What torch's function takes after input, weight and bias."""
@@ -346,11 +349,12 @@ def read_geometry_2013(layer: Layer, bottom: Shape) -> Geometry:
         LayerError: a field that did not exist then, a bottom without four axes, or a kernel larger than the bottom.
     """
     check_fields(layer, FIELDS_2013)
-    layer.check(len(bottom) == 4, f"the bottom has shape {bottom}; profile dec2013 has four axes", field="bottom")
+    layer.check(len(bottom) == 4, f"the bottom has shape {bottom}", field="bottom", remedy=FOUR_AXES)
     kernel = _repeated(layer, "kernel_size", 1, None) * 2
     stride = _repeated(layer, "stride", 1, 1) * 2
     for name, values in ("kernel_size", kernel), ("stride", stride):
         layer.check(values[0] > 0, f"{name} is 0", field=f"convolution_param.{name}", remedy="make it > 0")
     what = f"kernel {kernel[0]} is larger than the bottom, {bottom[2]} x {bottom[3]}"
-    layer.check(kernel[0] <= min(bottom[2:]), what, field="convolution_param.kernel_size")
+    fits = kernel[0] <= min(bottom[2:])
+    layer.check(fits, what, field="convolution_param.kernel_size", remedy="use a smaller kernel")
     return Geometry(1, kernel, stride, (0, 0), (1, 1))

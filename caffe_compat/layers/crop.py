@@ -33,7 +33,7 @@ class Crop(Layer):
         remedy = "give one for all, or one for each axis from crop_param.axis on"
         self.check(given in {0, 1, cropped}, what, field="crop_param.offset", remedy=remedy)
         what = f"bottom 1 has {len(bottoms[1])} axes, bottom 0 has {rank}"
-        self.check(len(bottoms[1]) >= rank, what, field="bottom[1]")
+        self.check(len(bottoms[1]) >= rank, what, field="bottom[1]", remedy="give it as many axes")
         offsets = tuple(self.p.offset) or (0,)
         self._offsets = offsets * cropped if len(offsets) == 1 else offsets
         self._check_bounds(bottoms[0], bottoms[1])
@@ -41,7 +41,8 @@ class Crop(Layer):
     def _check_bounds(self, data: Sequence[int], like: Sequence[int]) -> None:
         for axis, offset in enumerate(self._offsets, self._axis):
             what = f"axis {axis}: offset {offset} + size {like[axis]} exceeds bottom 0's size {data[axis]}"
-            self.check(data[axis] - offset >= like[axis], what, field="crop_param.offset")
+            inside = data[axis] - offset >= like[axis]
+            self.check(inside, what, field="crop_param.offset", remedy="crop less, or start earlier")
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         data, like = bottoms

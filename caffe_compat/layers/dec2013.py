@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from caffe_compat.layers.base import Layer
 
+FOUR_AXES = "profile dec2013 needs (num, channels, height, width)"
+
 
 def check_fields(layer: Layer, known: Collection[str]) -> None:
     """Refuse parameters that the layer did not have at that commit.

@@ -34,7 +34,8 @@ class Im2col(Layer):
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.geometry = self.read_geometry(bottoms[0])
         what = f"axis {self.p.axis} is the last of {len(bottoms[0])}; Im2col needs a spatial axis behind it"
-        self.check(bool(self.geometry.kernel), what, field="convolution_param.axis")
+        spatial = bool(self.geometry.kernel)
+        self.check(spatial, what, field="convolution_param.axis", remedy="choose the channels' axis")
 
     def read_geometry(self, bottom: Shape) -> Geometry:
         return read_geometry(self, bottom)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.fillers import check_fillers
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
-from caffe_compat.layers.dec2013 import check_fields
+from caffe_compat.layers.dec2013 import FOUR_AXES, check_fields
 from caffe_compat.onnx_forms import reshape
 from caffe_compat.schema import pb
 
@@ -84,7 +84,7 @@ class InnerProduct2013(InnerProduct):
     def setup(self, bottoms: Sequence[Shape]) -> None:
         check_fields(self, {"num_output", "bias_term", "weight_filler", "bias_filler"})
         shape = bottoms[0]
-        self.check(len(shape) == 4, f"the bottom has shape {shape}; profile dec2013 has four axes", field="bottom")
+        self.check(len(shape) == 4, f"the bottom has shape {shape}", field="bottom", remedy=FOUR_AXES)
         super().setup(bottoms)
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:

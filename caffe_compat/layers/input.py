@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caffe_compat.layers.base import Layer, Shape, register
+from caffe_compat.layers.dec2013 import FOUR_AXES
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class Input(Layer):
         least = min(shape.dim, default=0)
         self.check(least >= 0, f"size {least} is negative", field=field, remedy="pass a shape for this input")
         if self.context.profile == "dec2013":
-            what = f"{len(shape.dim)} size(s); profile dec2013 takes four (num, channels, height, width)"
-            self.check(len(shape.dim) == 4, what, field=field)
+            self.check(len(shape.dim) == 4, f"an input has {len(shape.dim)} size(s)", field=field, remedy=FOUR_AXES)
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         shapes = [tuple(shape.dim) for shape in self.p.shape]

@@ -34,8 +34,8 @@ class LRN(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.check_size()
-        what = f"the bottom has shape {bottoms[0]}; LRN takes (N, C, H, W)"
-        self.check(len(bottoms[0]) == 4, what, field="bottom")
+        what = f"the bottom has shape {bottoms[0]}; LRN takes four axes"
+        self.check(len(bottoms[0]) == 4, what, field="bottom", remedy="reshape it to (N, C, H, W)")
         p, size = self.p, self.p.local_size
         self._size, self._alpha, self._beta, self._k = size, p.alpha, p.beta, p.k
         self._across = p.norm_region == p.ACROSS_CHANNELS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
-from caffe_compat.layers.dec2013 import check_fields
+from caffe_compat.layers.dec2013 import FOUR_AXES, check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +30,10 @@ class Padding(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         check_fields(self, {"pad"})
-        what = f"the bottom has shape {bottoms[0]}; Padding takes (N, C, H, W)"
-        self.check(len(bottoms[0]) == 4, what, field="bottom")
+        self.check(len(bottoms[0]) == 4, f"the bottom has shape {bottoms[0]}", field="bottom", remedy=FOUR_AXES)
         stated = list(self.p.pad)
-        self.check(len(stated) <= 1, f"pad is given {len(stated)} times", field="convolution_param.pad[1]")
+        what = f"pad is given {len(stated)} times"
+        self.check(len(stated) <= 1, what, field="convolution_param.pad[1]", remedy="give one for all sides")
         self.pad = stated[0] if stated else 0
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:

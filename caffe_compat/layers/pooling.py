@@ -299,8 +299,8 @@ class Pooling(Layer):
         self.method = self.p.DESCRIPTOR.enum_types_by_name["PoolMethod"].values_by_number[self.p.pool].name
         what = f"{self.method} pooling has one top, got {self.tops}"
         self.check(self.tops == 1 or self.method == "MAX", what, field="top[1]", remedy="only MAX has a mask")
-        what = f"the bottom has shape {bottoms[0]}; pooling takes (N, C, H, W)"
-        self.check(len(bottoms[0]) == 4, what, field="bottom")
+        what = f"the bottom has shape {bottoms[0]}; pooling takes four axes"
+        self.check(len(bottoms[0]) == 4, what, field="bottom", remedy="reshape it to (N, C, H, W)")
         self.everywhere = bool(self.p.global_pooling)
         self.window = self.read_window(bottoms[0])
 
@@ -310,10 +310,12 @@ class Pooling(Layer):
         kernel = (bottom[2], bottom[3]) if self.everywhere else self._pair("kernel_size", "kernel")
         stride, pad = self._pair("stride", "stride"), self._pair("pad", "pad")
         for name, pair in ("kernel_size", kernel), ("stride", stride):
-            self.check(min(pair) > 0, f"{name} {pair[0]} x {pair[1]} must be positive", field=f"pooling_param.{name}")
+            what = f"{name} {pair[0]} x {pair[1]} must be positive"
+            self.check(min(pair) > 0, what, field=f"pooling_param.{name}", remedy="make both sizes > 0")
         if self.everywhere:
             what = f"global_pooling takes pad 0 and stride 1, got pad {pad} and stride {stride}"
-            self.check(pad == (0, 0) and stride == (1, 1), what, field="pooling_param.global_pooling")
+            field, plain = "pooling_param.global_pooling", pad == (0, 0) and stride == (1, 1)
+            self.check(plain, what, field=field, remedy="remove pad and stride, or state a kernel size instead")
         self._check_pad(kernel, pad)
         return Window(kernel, stride, pad, self.p.round_mode == self.p.CEIL)
 
@@ -326,12 +328,14 @@ class Pooling(Layer):
         else:
             what = "the kernel is given by kernel_size, or by both kernel_h and kernel_w"
             one_way = has["kernel_size"] != (has["kernel_h"] and has["kernel_w"])
-            self.check(one_way, what, field="pooling_param.kernel_h" if has["kernel_h"] else "pooling_param.kernel_w")
+            field = "pooling_param.kernel_h" if has["kernel_h"] else "pooling_param.kernel_w"
+            self.check(one_way, what, field=field, remedy="state kernel_size alone, or global_pooling: true")
         for stem in ("pad", "stride"):
             high, wide = self.has(f"{stem}_h"), self.has(f"{stem}_w")
             one_way = high == wide and not (high and self.has(stem))
             what = f"{stem} is given by {stem}, or by both {stem}_h and {stem}_w"
-            self.check(one_way, what, field=f"pooling_param.{stem}_h" if high else f"pooling_param.{stem}_w")
+            field = f"pooling_param.{stem}_h" if high else f"pooling_param.{stem}_w"
+            self.check(one_way, what, field=field, remedy=f"state {stem} alone")
 
     def _pair(self, name: str, stem: str) -> Pair:
         """(h, w) of a size; either kernel_size or kernel_h and kernel_w."""
@@ -344,7 +348,8 @@ class Pooling(Layer):
             what = "stochastic pooling takes no padding"
             self.check(self.method != "STOCHASTIC", what, field="pooling_param.pad", remedy="remove pad")
             what = f"pad {pad[0]} x {pad[1]} is not below kernel {kernel[0]} x {kernel[1]}"
-            self.check(pad[0] < kernel[0] and pad[1] < kernel[1], what, field="pooling_param.pad")
+            below = pad[0] < kernel[0] and pad[1] < kernel[1]
+            self.check(below, what, field="pooling_param.pad", remedy="pad less, or use a larger kernel")
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         size = bottoms[0][2:]

@@ -34,10 +34,11 @@ class SPP(Layer):
     PARAM = "spp_param"
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
-        what = f"the bottom has shape {bottoms[0]}; SPP takes (N, C, H, W)"
-        self.check(len(bottoms[0]) == 4, what, field="bottom")
-        self.check(min(bottoms[0][2:]) > 0, f"the bottom has shape {bottoms[0]}, without values", field="bottom")
-        self.check(self.p.pyramid_height > 0, "pyramid_height is 0", field="spp_param.pyramid_height")
+        usable = len(bottoms[0]) == 4 and min(bottoms[0][2:]) > 0
+        remedy = "SPP takes (N, C, H, W) with H and W > 0"
+        self.check(usable, f"the bottom has shape {bottoms[0]}", field="bottom", remedy=remedy)
+        field = "spp_param.pyramid_height"
+        self.check(self.p.pyramid_height > 0, "pyramid_height is 0", field=field, remedy="make it > 0")
         self._height = int(self.p.pyramid_height)
         self.method = self.p.DESCRIPTOR.enum_types_by_name["PoolMethod"].values_by_number[self.p.pool].name
         self._levels(*bottoms[0][2:])
@@ -51,7 +52,8 @@ class SPP(Layer):
             below = all(p < k for p, k in zip(window.pad, window.kernel, strict=True))
             self.check(below, what, field="spp_param.pyramid_height", remedy="use fewer levels or a larger bottom")
             padded = any(window.pad) and self.method == "STOCHASTIC"
-            self.check(not padded, f"{what}; stochastic pooling takes none", field="spp_param.pool")
+            remedy = "stochastic pooling takes no padding: use MAX or AVE"
+            self.check(not padded, what, field="spp_param.pool", remedy=remedy)
             levels.append(window)
         return levels
 
@@ -78,7 +80,8 @@ class SPP(Layer):
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.method == "STOCHASTIC":
-            raise ConversionError("stochastic SPP has no form in ONNX", where=self.where())
+            what = "stochastic SPP has no form in ONNX"
+            raise ConversionError(what, where=self.where(), remedy="convert to PyTorch (.safetensors)")
         size = self.bottom_shapes[0][2:]
         levels = self._levels(*size)
         write = write_max_pool if self.method == "MAX" else write_ave_pool

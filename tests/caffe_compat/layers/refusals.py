@@ -28,6 +28,7 @@ def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc") -> 
     layer = find_layer(param.type, context)(param, context, lambda field: Where(source=field))
     with pytest.raises(LayerError) as caught:
         layer.setup(list(shapes))
+    assert caught.value.remedy
     field = caught.value.where.source
     assert _exists(field), f"the schema has no {field}"
     return caught.value.what, field

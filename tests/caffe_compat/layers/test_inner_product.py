@@ -86,7 +86,7 @@ class Test2013:
         ("text", "shape", "what", "field"),
         [
             ("num_output: 2 transpose: true", (2, 3, 1, 1), "no transpose", "inner_product_param.transpose"),
-            ("num_output: 2", (2, 3), "four axes", "bottom"),
+            ("num_output: 2", (2, 3), "has shape (2, 3)", "bottom"),
         ],
     )
     def test_refuses(self, text: str, shape: Shape, what: str, field: str) -> None:

@@ -55,7 +55,7 @@ def test_the_caller_may_give_what_the_net_leaves_out() -> None:
 
 def test_of_december_2013_has_four_axes() -> None:
     assert make("input_param { shape { dim: [1, 2, 3, 4] } }", 1, "dec2013").top_shapes([]) == [(1, 2, 3, 4)]
-    with pytest.raises(LayerError, match="takes four"):
+    with pytest.raises(LayerError, match="has 2 size"):
         make("input_param { shape { dim: [1, 2] } }", 1, "dec2013")
 
 

@@ -66,7 +66,7 @@ def test_in_place_within_a_channel_it_is_right() -> None:
     [
         ("local_size: 4", SHAPE, "local_size 4 is even", "lrn_param.local_size"),
         ("local_size: 0", SHAPE, "local_size 0 is even", "lrn_param.local_size"),
-        ("", (2, 3), "takes (N, C, H, W)", "bottom"),
+        ("", (2, 3), "takes four axes", "bottom"),
     ],
 )
 def test_refuses_what_caffe_refuses(text: str, shape: Shape, what: str, field: str) -> None:

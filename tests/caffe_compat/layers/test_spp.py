@@ -75,9 +75,14 @@ def test_stochastic_levels_without_padding() -> None:
         ("", (1, 1, 4, 4), "pyramid_height is 0", "spp_param.pyramid_height"),
         ("pyramid_height: 3", (1, 1, 2, 2), "level 2 of a 2 x 2 bottom", "spp_param.pyramid_height"),
         ("pyramid_height: 4294967295", (1, 1, 9, 9), "level 3 of a 9 x 9 bottom", "spp_param.pyramid_height"),
-        ("pyramid_height: 2 pool: STOCHASTIC", (1, 1, 5, 5), "stochastic pooling takes none", "spp_param.pool"),
-        ("pyramid_height: 1", (1, 4, 4), "takes (N, C, H, W)", "bottom"),
-        ("pyramid_height: 1", (1, 1, 0, 4), "without values", "bottom"),
+        (
+            "pyramid_height: 2 pool: STOCHASTIC",
+            (1, 1, 5, 5),
+            "5 x 5 bottom needs pad (1, 1)",
+            "spp_param.pool",
+        ),
+        ("pyramid_height: 1", (1, 4, 4), "has shape (1, 4, 4)", "bottom"),
+        ("pyramid_height: 1", (1, 1, 0, 4), "has shape (1, 1, 0, 4)", "bottom"),
     ],
 )
 def test_refuses_what_caffe_refuses(text: str, shape: Shape, what: str, field: str) -> None:
