@@ -41,9 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     names = {name.strip() for name in config.getoption("section").split(",") if name.strip()}
     if unknown := sorted(names - set(SECTIONS)):
         raise pytest.UsageError(f"--section: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    config.stash[CHOSEN] = frozenset(SECTIONS if config.getoption("all_sections") else names)
+    everything = config.getoption("all_sections") or bool(given)
+    config.stash[CHOSEN] = frozenset(names or (SECTIONS if everything else ()))
 
 
 def chosen_sections(config: pytest.Config) -> frozenset[str]:
-    """The sections named on the command line; empty when none was."""
+    """The sections that the command line asks for, all when it names a folder; empty when it leaves the choice to us."""
     return config.stash[CHOSEN]

@@ -14,8 +14,8 @@ from tests.parity.nets import load, writable
 from tests.parity.records import Record, Replay
 from tests.tolerances import EXACT, Tolerance
 
-WRITING = frozenset({"HDF5Output"})
-"""Layers that write files beside the prototxt."""
+WRITING = frozenset({"AnnotatedData", "Data", "HDF5Output"})
+"""Layers that write files beside the prototxt, or whose databases a library may write to."""
 
 
 def prototxt(case: Case) -> Path:

@@ -1,4 +1,4 @@
-"""What `pytest` leaves out until its work is done. Naming sections (`--section`, `--all-sections`) ignores this."""
+"""What `pytest` leaves out until its work is done. Naming sections or folders ignores this."""
 
 PENDING_SECTIONS: frozenset[str] = frozenset(
     {

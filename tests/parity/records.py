@@ -22,6 +22,8 @@ Key = tuple[str, int]
 
 COUNTING = frozenset({"Accuracy", "Threshold"})
 """Layers whose tops are counts or flags: exact."""
+SECOND = frozenset({"Data", "HDF5Data", "ImageData", "MemoryData", "Pooling"})
+"""Layers whose further tops are labels or indices."""
 NORMALISING = frozenset({"BatchNorm", "BN"})
 AUTOMATIC = "(automatic)"
 
@@ -291,7 +293,7 @@ def counting_blobs(layers: Iterable[list[Any]]) -> dict[str, str]:
     for _, kind, _, tops in layers:
         if kind in COUNTING or kind == "ArgMax":
             counting |= dict.fromkeys(tops, kind)
-        elif kind == "Pooling":
+        elif kind in SECOND:
             counting |= dict.fromkeys(tops[1:], kind)
     return counting
 

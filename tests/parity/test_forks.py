@@ -8,6 +8,7 @@ from tests.parity.cases import Case, Folders, fork_cases
 from tests.parity.compare import Comparison, comparing
 from tests.parity.layer_case import prototxt, run_case
 from tests.parity.nets import load, parameters
+from tests.parity.pixels import pixel_tolerance
 from tests.parity.records import Record
 from tests.tolerances import EXACT, FORKS
 
@@ -18,7 +19,8 @@ def cases(folders: Folders) -> list[Case]:
 
 def test_forks(case: Case, tmp_path: Path) -> None:
     with comparing() as compare:
-        run_case(case, tmp_path, FORKS, compare)
+        tolerance = pixel_tolerance(prototxt(case)) if "AnnotatedData" in case.types else FORKS
+        run_case(case, tmp_path, tolerance, compare)
         for weights in case.files(".caffemodel"):
             check_weights(case, weights, compare)
 
