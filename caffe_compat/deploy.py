@@ -15,6 +15,7 @@ from caffe_compat.graph import meets_rule
 from caffe_compat.input_shapes import DataInput, fill_shapes
 from caffe_compat.layers.base import Context, Layer, find_layer
 from caffe_compat.schema import pb
+from caffe_compat.upgrade import copy_fields
 from caffe_compat.weights import Weights
 
 ACTIVATIONS = {
@@ -37,7 +38,7 @@ class Deployed:
 
     Attributes:
         net: a new message.
-        origins: for each layer of `net` the index of the layer that it was, or that it replaces; -1 for a new one.
+        origins: for each layer of `net` the index of the layer that it was, -1 for one that replaces another.
         notes: what was dropped or replaced, one sentence each; empty when nothing was.
     """
 
@@ -84,7 +85,8 @@ def deploy(
     work.name_activations()
     built = work.build(pb.NetState(phase=pb.TEST, level=level, stage=stages))
     notes = work.notes + fill_shapes(built, work.data_inputs(), weights, dict(input_shapes or {}), context)
-    return Deployed(built, tuple(item.origin for item in work.items), tuple(notes))
+    origins = tuple(item.origin if item.kind == item.layer.type else -1 for item in work.items)
+    return Deployed(built, origins, tuple(notes))
 
 
 def _state(net: pb.NetParameter, stages: Sequence[str], level: int) -> pb.NetState:
@@ -431,7 +433,7 @@ def _write(item: _Item, layer: pb.LayerParameter) -> None:
     new = pb.LayerParameter(type=item.kind, bottom=item.bottoms, top=item.tops)
     new.name = item.tops[0] if item.bottoms else item.layer.name or item.tops[0]
     if item.kind == "Softmax" and item.layer.HasField("softmax_param"):
-        new.softmax_param.CopyFrom(item.layer.softmax_param)
+        copy_fields(item.layer.softmax_param, new.softmax_param, set())  # without a fork's fields for its loss
     if item.layer.infogain_loss_param.HasField("axis"):
         new.softmax_param.axis = item.layer.infogain_loss_param.axis
     layer.CopyFrom(new)
