@@ -26,7 +26,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "convert": Entry("converters.commands:convert", "Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors."),
-    "inspect": Entry("converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems."),
+    "inspect": Entry(
+        "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."
+    ),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
     "upgrade": Entry("caffe_compat.commands:upgrade", "Bring a net, its weights or a solver to the newest generation."),
 }

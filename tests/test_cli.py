@@ -75,6 +75,9 @@ def test_help_imports_no_command() -> None:
 def test_every_command_loads_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([name, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"Usage: vggc {name}")
+    loaded = cli.cli.get_command(click.Context(cli.cli), name)
+    assert loaded is not None
+    assert loaded.short_help == cli.COMMANDS[name].summary
 
 
 @pytest.mark.parametrize("args", [[], ["nope"], ["--nope"], ["convert", "--nope"]])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import prototxt
 from repro import cli
 from repro.demo import write_model
 from tests.shared import python
@@ -45,3 +46,13 @@ def test_convert(suffix: str, model: Path, tmp_path: Path) -> None:
 def test_inspect(model: Path) -> None:
     check("inspect", "E")
     check("inspect", str(model))
+
+
+def test_layers() -> None:
+    check("layers")
+
+
+def test_upgrade(model: Path, tmp_path: Path) -> None:
+    check("upgrade", str(prototxt.find("E_solver")))
+    check("upgrade", str(model), str(tmp_path / "v2.caffemodel"))
+    check("upgrade", str(model), str(tmp_path / "v2.prototxt"))
