@@ -93,18 +93,8 @@ def open_net(
     upgraded = upgrade_net(_net(document), document.map)
     notes = [*upgraded.notes, *map(str, upgraded.problems)]
     if carried is not None if deploy is None else deploy:
-        deployed = make_deploy(
-            upgraded.net,
-            weights=blobs,
-            input_shapes=state.input_shapes,
-            stages=state.stages,
-            level=state.level,
-            profile=state.profile,
-            dialect=state.dialect,
-        )
-        origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in deployed.origins)
-        upgraded = replace(upgraded, net=deployed.net, origins=origins)
-        notes += deployed.notes
+        upgraded, replaced = _deployed(upgraded, blobs, state)
+        notes += replaced
     context = Context(state.phase, state.profile, state.dialect, str(Path(net).parent))
     context.state["python_layers"] = state.python_layers
     graph = Graph.from_upgraded(
@@ -119,6 +109,21 @@ def open_net(
     graph = replace(graph, notes=tuple(notes))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
     return Opened(graph, _net(document), upgraded.generation, blobs, bound, tuple(notes))
+
+
+def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tuple[Upgraded, Sequence[str]]:
+    """The net without data and loss layers, and what was done to it."""
+    made = make_deploy(
+        upgraded.net,
+        weights=weights,
+        input_shapes=state.input_shapes,
+        stages=state.stages,
+        level=state.level,
+        profile=state.profile,
+        dialect=state.dialect,
+    )
+    origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in made.origins)
+    return replace(upgraded, net=made.net, origins=origins), made.notes
 
 
 def _read(path: Path) -> tuple[Document, Weights | None]:
