@@ -2,6 +2,7 @@
 # make test   lint, types, tests
 # make bench  time and memory of a full-size conversion
 # make proto  regenerate caffe_compat/schema/caffe_pb2.py from caffe.proto
+# make tables  write the layer table into README.md
 # make clean  remove what the above have made, except .venv
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SETUP := pyproject.toml constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test bench proto clean
+.PHONY: demo test bench proto tables clean
 
 demo: $(VENV)/verify.stamp
 	@$(PY) -m repro.demo
@@ -30,6 +31,9 @@ test: $(VENV)/test.stamp
 
 proto: $(VENV)/test.stamp
 	@$(PY) caffe_compat/schema/generate.py
+
+tables: $(VENV)/verify.stamp
+	@$(PY) -m caffe_compat.support README.md
 
 clean:
 	@rm -rf demo bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

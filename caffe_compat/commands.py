@@ -69,3 +69,22 @@ def _lines(result: UpgradedFile, target: Path | None) -> list[str]:
     lines += [f"note: {u.where}: {u.path} is not one of Caffe's fields" for u in result.unknown]
     lines += [f"error: {problem}" for problem in result.problems]
     return lines + ([f"wrote {target}"] if target else [])
+
+
+@click.command(short_help="List the layer types that are supported, and where.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
+def layers(as_json: bool, as_markdown: bool) -> None:
+    """List every layer type: the generations, profiles and forks that have it, gradients and ONNX."""
+    from dataclasses import asdict
+
+    from caffe_compat.support import markdown, support
+
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in support()], indent=2))
+    elif as_markdown:
+        click.echo(markdown())
+    else:
+        for entry in support():
+            marks = ("backward" if entry.backward else "-", "ONNX" if entry.onnx else "-")
+            click.echo(f"{entry.type:26} {entry.generations:9} {entry.scope:24} {marks[0]:9} {marks[1]}")
