@@ -18,7 +18,7 @@ from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 from caffe_compat.source import Document
 from caffe_compat.textformat import parse
-from caffe_compat.upgrade import upgrade_net
+from caffe_compat.upgrade import Upgraded, upgrade_net
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
