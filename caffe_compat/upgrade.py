@@ -149,7 +149,7 @@ def copy_fields(message: Message, copy: Message, leave: set[str]) -> None:
     copy.SetInParent()
     for descriptor, value in message.ListFields():
         if descriptor.name not in leave:
-            _put(copy, descriptor.name, value)
+            put_field(copy, descriptor.name, value)
 
 
 def _attach_blobs(work: Work, net: pb.NetParameter) -> None:
@@ -194,7 +194,7 @@ def _needs_v0(net: pb.NetParameter) -> bool:
 
 def _apply_v0(work: Work) -> None:
     """UpgradeV0Net: carries over name, layers, input, input_dim and force_backward alone."""
-    _refuse_mixture(work)
+    refuse_mixture(work)
     _fold_padding(work)
     for name in [f.name for f, _ in work.net.ListFields() if f.name in ("state", "debug_info", "input_shape")]:
         work.net.ClearField(name)  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def _apply_v0(work: Work) -> None:
     work.notes.append(f"upgraded {len(new)} V0 layer(s) to V1")
 
 
-def _refuse_mixture(work: Work) -> None:
+def refuse_mixture(work: Work) -> None:
     """Refuse layers of other generations in a V0 net; Caffe drops them, or all they say."""
     if work.net.layer:
         _refuse_both(work)
@@ -268,13 +268,13 @@ def _v0_layer(work: Work, index: int, old: pb.V1LayerParameter) -> pb.V1LayerPar
         elif name == "name":
             new.name = v0.name
         elif name in ("blobs", "blobs_lr", "weight_decay"):
-            _put(new, name, value)
+            put_field(new, name, value)
         elif name in V0_TRANSFORM:
-            _put(new.transform_param, V0_TRANSFORM[name], value)
+            put_field(new.transform_param, V0_TRANSFORM[name], value)
         elif name == "hdf5_output_param" and v0.type == "hdf5_output":
             new.hdf5_output_param.CopyFrom(value)
         elif v0.type in V0_FIELDS.get(name, ("", ()))[1]:
-            _put(getattr(new, V0_PARAMS[v0.type]), V0_FIELDS[name][0], value)
+            put_field(getattr(new, V0_PARAMS[v0.type]), V0_FIELDS[name][0], value)
         else:
             _misplaced(work, index, v0, name)
     return new
@@ -303,7 +303,7 @@ def _fields(message: Message) -> Iterator[tuple[str, Any]]:
         yield descriptor.name, value
 
 
-def _put(message: Any, name: str, value: Any) -> None:
+def put_field(message: Any, name: str, value: Any) -> None:
     """Set a field, or extend it if it is repeated; a single value becomes the next entry."""
     if message.DESCRIPTOR.fields_by_name[name].has_presence:
         if isinstance(value, Message):
@@ -381,7 +381,7 @@ def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
                     new.param.add()
                 setattr(new.param[index], V1_SPECS[name], entry)
         else:
-            _put(new, name, value)
+            put_field(new, name, value)
 
 
 # -- input fields ------------------------------------------------------------------------------------------
