@@ -258,7 +258,7 @@ def _parameters(
             if key != ParamKey(position, index):
                 continue
             array = arrays.get(key)
-            values = fill(fillers[index], shape, generator) if array is None else array.reshape(shape)
+            values = fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
             trainable = node.specs[index].lr_mult != 0 or graph.net.force_backward
             parameters[key] = nn.Parameter(_tensor(values), requires_grad=trainable)
     return parameters
