@@ -97,7 +97,7 @@ class Net(nn.Module):
     def params(self) -> dict[str, list[nn.Parameter]]:
         """Layer -> parameter blobs in Caffe's order; shared ones are the same object under each layer."""
         return {
-            step.layer.name: list(step.holder._parameters.values())  # type: ignore[misc]
+            step.layer.name: list(step.holder._parameters.values())  # type: ignore[arg-type]
             for step in self._steps
             if step.holder is not None
         }
@@ -258,7 +258,9 @@ def _parameters(
             if key != ParamKey(position, index):
                 continue
             array = arrays.get(key)
-            values = fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
+            values = (
+                fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
+            )
             trainable = node.specs[index].lr_mult != 0 or graph.net.force_backward
             parameters[key] = nn.Parameter(_tensor(values), requires_grad=trainable)
     return parameters

@@ -167,7 +167,7 @@ def convert(
 
 
 def _layer_count(model: Model) -> int | None:
-    return model.graph and sum(node.layer.TYPE != "Input" for node in model.graph.nodes)
+    return sum(node.layer.TYPE != "Input" for node in model.graph.nodes) if model.graph else None
 
 
 def _check_targets(source: Path, targets: Sequence[Path], options: Options) -> None:

@@ -8,12 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from caffe_compat.weight_files import read_weights
-
 from caffe_compat.errors import VggcError
 from caffe_compat.graph import Graph, Node, ParamKey
 from caffe_compat.loading import State, open_net
 from caffe_compat.preprocessing import preprocessing
+from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from converters.convert import SUFFIXES
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
-from caffe_compat.textformat import dump
-
 from caffe_compat.graph import Graph, ParamKey
 from caffe_compat.layers.base import Layer, Shape
+from caffe_compat.textformat import dump
 from caffe_compat.weights import Blob, Weights
 
 

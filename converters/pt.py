@@ -31,4 +31,4 @@ def write(model: Model, target: Target, _payloads: Payloads) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # mapped arrays are read-only; they are only read
         state = {b.name: torch.from_numpy(b.blob.values.reshape(b.shape)) for b in model.blobs()}
-        torch.save(state, _File(target))
+        torch.save(state, _File(target))  # type: ignore[arg-type]
