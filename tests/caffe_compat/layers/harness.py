@@ -57,6 +57,7 @@ def lone(
     inplace: bool = False,
     phase: str = "TEST",
     profile: str = "bvlc",
+    dialect: str = "",
     folder: str = ".",
     python_layers: str | None = None,
 ) -> Lone:
@@ -64,7 +65,7 @@ def lone(
 
     Args:
         inplace: the first top is in0.
-        phase, profile, folder: of the graph.
+        phase, profile, dialect, folder: of the graph.
         python_layers: the folder of pycaffe's layers.
     """
     names = [f"in{index}" for index in range(len(shapes))]
@@ -73,7 +74,7 @@ def lone(
     inputs = [_input(name, shape) for name, shape in zip(names, shapes, strict=True)]
     net = pb.NetParameter()
     text_format.Parse("\n".join(inputs) + f'\nlayer {{ name: "{NAME}" {text} {" ".join(fields)} }}', net)
-    context = Context(phase, profile, folder=folder, state={"python_layers": python_layers})
+    context = Context(phase, profile, dialect, folder, state={"python_layers": python_layers})
     return Lone(Graph.from_upgraded(upgrade_net(net), context))
 
 

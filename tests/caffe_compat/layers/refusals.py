@@ -12,7 +12,7 @@ from caffe_compat.layers.base import Context, Shape, find_layer
 from caffe_compat.schema import pb
 
 
-def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc") -> tuple[str, str]:
+def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc", dialect: str = "") -> tuple[str, str]:
     """Set up a layer that must be refused.
 
     Args:
@@ -24,7 +24,7 @@ def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc") -> 
     """
     outs = " ".join(f'top: "out{index}"' for index in range(tops))
     param = text_format.Parse(f'name: "it" {text} {outs}', pb.LayerParameter())
-    context = Context(profile=profile)
+    context = Context(profile=profile, dialect=dialect)
     layer = find_layer(param.type, context)(param, context, lambda field: Where(source=field))
     with pytest.raises(LayerError) as caught:
         layer.setup(list(shapes))

@@ -35,7 +35,7 @@ class Example:
         shapes: of the bottoms.
         low, high: range of random bottoms.
         frozen: its blobs are never learned.
-        phase, profile: of the graph.
+        phase, profile, dialect: of the graph.
     """
 
     text: str
@@ -46,9 +46,11 @@ class Example:
     frozen: bool = False
     phase: str = "TEST"
     profile: str = "bvlc"
+    dialect: str = ""
 
     def lone(self) -> Lone:
-        return lone(self.text, *self.shapes, tops=self.tops, phase=self.phase, profile=self.profile)
+        state = {"phase": self.phase, "profile": self.profile, "dialect": self.dialect}
+        return lone(self.text, *self.shapes, tops=self.tops, **state)
 
     def bottoms(self) -> list[Array]:
         return arrays(*self.shapes, low=self.low, high=self.high)
@@ -58,7 +60,7 @@ class Example:
         return replace(self, shapes=tuple((shape[0] + 1, *shape[1:]) if shape else () for shape in self.shapes))
 
     def __str__(self) -> str:
-        return " ".join([self.text.replace('"', "").removeprefix("type: "), self.phase, self.profile])
+        return " ".join([self.text.replace('"', "").removeprefix("type: "), self.phase, self.dialect or self.profile])
 
 
 PAIR = (IMAGE, IMAGE)
