@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -189,6 +190,7 @@ def _has(message: Message, path: str) -> bool:
 
 # -- binary files ------------------------------------------------------------------------------------------
 
+CHUNK = 8 << 20
 LAYER = pb.NetParameter.DESCRIPTOR.fields_by_name["layer"].number
 BLOBS = pb.LayerParameter.DESCRIPTOR.fields_by_name["blobs"].number
 
@@ -198,23 +200,29 @@ def _write_binary(result: UpgradedFile, file: BinaryIO) -> None:
     if isinstance(result.message, pb.SolverParameter):
         file.write(result.message.SerializeToString(deterministic=True))
         return
-    with memoryview(map_file(result.source)) as data:
+    with open(result.source, "rb") as source:
         if not result.changed:
-            file.write(data)
+            shutil.copyfileobj(source, file, CHUNK)
             return
         header = pb.NetParameter()
         header.CopyFrom(result.message)
         header.ClearField("layer")
         file.write(header.SerializeToString(deterministic=True))
         for layer, origin in zip(result.message.layer, result.origins, strict=True):
-            small = layer.SerializeToString(deterministic=True)
-            blobs = list(_blobs(result.document.map, origin))
-            tags = [_head(BLOBS, end - start) for start, end in blobs]
-            size = len(small) + sum(map(len, tags)) + sum(end - start for start, end in blobs)
-            file.write(_head(LAYER, size) + small)
-            for tag, (start, end) in zip(tags, blobs, strict=True):
-                file.write(tag)
-                file.write(data[start:end])
+            _write_layer(layer, list(_blobs(result.document.map, origin)), source, file)
+
+
+def _write_layer(layer: pb.LayerParameter, blobs: list[tuple[int, int]], source: BinaryIO, file: BinaryIO) -> None:
+    """One entry of `layer`: the small message, then the blobs, which lie at (start, end) of `source`."""
+    small = layer.SerializeToString(deterministic=True)
+    tags = [_head(BLOBS, end - start) for start, end in blobs]
+    size = len(small) + sum(map(len, tags)) + sum(end - start for start, end in blobs)
+    file.write(_head(LAYER, size) + small)
+    for tag, (start, end) in zip(tags, blobs, strict=True):
+        file.write(tag)
+        source.seek(start)
+        for at in range(start, end, CHUNK):
+            file.write(source.read(min(CHUNK, end - at)))
 
 
 def _blobs(places: SourceMap, origin: str) -> Iterator[tuple[int, int]]:
