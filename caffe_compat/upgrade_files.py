@@ -208,8 +208,9 @@ def _write_binary(result: UpgradedFile, file: BinaryIO) -> None:
         header.CopyFrom(result.message)
         header.ClearField("layer")
         file.write(header.SerializeToString(deterministic=True))
+        tags = Tags(map_file(result.source), result.source)
         for layer, origin in zip(result.message.layer, result.origins, strict=True):
-            _write_layer(layer, list(_blobs(result.document.map, origin)), source, file)
+            _write_layer(layer, list(_blobs(result.document.map, origin, tags)), source, file)
 
 
 def _write_layer(layer: pb.LayerParameter, blobs: list[tuple[int, int]], source: BinaryIO, file: BinaryIO) -> None:
@@ -225,10 +226,9 @@ def _write_layer(layer: pb.LayerParameter, blobs: list[tuple[int, int]], source:
             file.write(source.read(min(CHUNK, end - at)))
 
 
-def _blobs(places: SourceMap, origin: str) -> Iterator[tuple[int, int]]:
+def _blobs(places: SourceMap, origin: str, tags: Tags) -> Iterator[tuple[int, int]]:
     """Where the contents of a layer's blobs start and end in its file."""
     prefix = f"{origin}.layer.blobs" if f"{origin}.layer.blobs[0]" in places.positions else f"{origin}.blobs"
-    tags = Tags(map_file(places.source), places.source)
     index = 0
     while (where := places.positions.get(f"{prefix}[{index}]", Where())).offset >= 0:
         field = tags.field(where.offset, len(tags.data))
