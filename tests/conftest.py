@@ -46,5 +46,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def chosen_sections(config: pytest.Config) -> frozenset[str]:
-    """The sections that the command line asks for, all when it names a folder; empty when it leaves the choice to us."""
+    """The sections that the command line asks for, all when it names a folder; none when it leaves the choice."""
     return config.stash[CHOSEN]
