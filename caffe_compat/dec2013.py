@@ -9,13 +9,16 @@ GetLearningRateAndWeightDecay) and the layers' SetUp of that commit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from caffe_compat.errors import GraphError, LayerError, UnknownLayerError, VggcError, raise_all
+from google.protobuf.message import Message
+
+from caffe_compat.errors import GraphError, LayerError, UnknownLayerError, VggcError, Where, raise_all
 from caffe_compat.generations import V0_FIELDS, V0_PARAMS, V0_TRANSFORM, V0_TYPES, V1_TYPES
 from caffe_compat.layers.base import Layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
-from caffe_compat.upgrade import Upgraded, Work, generation_of, put_field, refuse_mixture
+from caffe_compat.upgrade import Upgraded, Work, generation_of, put_field, refuse_mixture, upgrade_net
 
 PROFILE = "dec2013"
 REMEDY = "use profile bvlc (--profile bvlc)"
@@ -54,18 +57,35 @@ SPECS = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
 """V0 list of multipliers -> its name in ParamSpec."""
 
 
+def read(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
+    """A net of any generation for profile "dec2013"; `net` is not changed.
+
+    V0 is translated. V1 and V2 are upgraded as ever and must then do without everything that came later: what the
+    tree of December 2013 could not have read, or would have ignored, is refused.
+
+    Raises:
+        GraphError: the net has something that did not exist then; `Problems` when there are several.
+        UpgradeError: generations are mixed, or Caffe would refuse the net.
+    """
+    if generation_of(net) == "V0" or not (net.layer or net.layers):
+        return translate(net, source)
+    upgraded = upgrade_net(net, source)
+    work = Work(upgraded.net, source or SourceMap(), list(upgraded.origins))
+    raise_all([*upgraded.problems, *_newer_than_v0(work)])
+    return upgraded
+
+
 def translate(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
     """A V0 net in the messages of the newest generation, for profile "dec2013"; `net` is not changed.
 
     Fields that a layer's type does not read are left out and noted: that Caffe ignores them.
 
     Raises:
-        GraphError: the net is of a later generation, or has fields, layer types or a number of input_dim that did
-            not exist then; `Problems` when there are several.
+        GraphError: it has fields, layer types or a number of input_dim that did not exist then; `Problems` when there
+            are several.
         UpgradeError: generations are mixed.
     """
     work = Work(net, source or SourceMap(), [f"layers[{i}]" for i in range(len(net.layers))])
-    refuse_later(work)
     refuse_mixture(work)
     new = pb.NetParameter(name=net.name, force_backward=net.force_backward)
     work.problems.extend(_newer_fields(work))
@@ -77,29 +97,20 @@ def translate(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded
     return Upgraded(new, tuple(origins), (), tuple(work.notes), "V0", True)
 
 
-def refuse_later(work: Work) -> None:
-    """Refuse nets with layers of generation V1 or V2."""
-    generation = generation_of(work.net)
-    if generation == "V0" or not (work.net.layers or work.net.layer):
-        return
-    kind = "layers" if generation == "V1" else "layer"
-    what = f"a net of generation {generation}; profile {PROFILE} knows V0 alone (`layers {{ layer {{ }} }}`)"
-    raise GraphError(what, where=work.source.at(f"{kind}[0]"), remedy=REMEDY)
-
-
 def _newer_fields(work: Work) -> Iterator[VggcError]:
     """Fields of the net and of its layers that the schema of that commit does not have."""
     for field, _ in work.net.ListFields():
         if field.name not in NET_FIELDS:
-            index = "[0]" if field.is_repeated else ""
-            where = work.source.at(f"{field.name}{index}")
-            yield GraphError(f"{field.name} did not exist in December 2013", where=where, remedy=f"remove it, or {REMEDY}")
+            yield _newer(work.source.at(field.name if field.has_presence else f"{field.name}[0]"), field.name)
     for index, layer in enumerate(work.net.layers):
         for field, _ in layer.layer.ListFields():
             if field.name not in KNOWN:
-                where = work.where(index, field.name, layer.layer.name)
-                what = f"{field.name} did not exist in December 2013"
-                yield LayerError(what, where=where, remedy=f"remove it, or {REMEDY}")
+                yield _newer(work.where(index, field.name, layer.layer.name), field.name)
+
+
+def _newer(where: Where, path: str) -> VggcError:
+    what = f"{path} did not exist in December 2013"
+    return (LayerError if where.layer else GraphError)(what, where=where, remedy=f"remove it, or {REMEDY}")
 
 
 def _add_inputs(work: Work, new: pb.NetParameter) -> Iterator[VggcError]:
@@ -121,9 +132,7 @@ def _add_inputs(work: Work, new: pb.NetParameter) -> Iterator[VggcError]:
 def _add_layer(work: Work, index: int, old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
     v0 = old.layer
     if v0.type not in FIELDS:
-        what = f'layer type "{v0.type}" did not exist in December 2013'
-        remedy = f"known are {', '.join(FIELDS)}; or {REMEDY}"
-        work.problems.append(UnknownLayerError(what, where=work.where(index, "type", v0.name), remedy=remedy))
+        work.problems.append(_no_such_type(work, index, v0.type, v0.name))
         return
     new.name, new.type = v0.name, TYPES[v0.type]
     new.blobs.MergeFrom(v0.blobs)
@@ -148,6 +157,61 @@ def _put(new: pb.LayerParameter, kind: str, name: str, value: object) -> None:
         put_field(new.transform_param, V0_TRANSFORM[name], value)
     else:
         put_field(getattr(new, PARAMS[kind]), V0_FIELDS[name][0], value)
+
+
+# -- later generations -------------------------------------------------------------------------------------
+
+ALWAYS = {"name", "type", "bottom", "top", "blobs", "param"}
+"""Fields of a V2 layer that every type takes."""
+V0_OF = {kind: v0 for v0, kind in TYPES.items()}
+
+
+def _newer_than_v0(work: Work) -> Iterator[VggcError]:
+    """What an upgraded net says that V0 layers could not."""
+    for field, _ in work.net.ListFields():
+        if field.name not in ("name", "layer", "force_backward"):
+            yield _newer(work.source.at(field.name if field.has_presence else f"{field.name}[0]"), field.name)
+    for index, layer in enumerate(work.net.layer):
+        if layer.type != "Input" and layer.type not in V0_OF:
+            yield _no_such_type(work, index, layer.type, layer.name)
+            continue
+        for path in _stated(layer, _readable(layer.type)):
+            yield _newer(work.where(index, path, layer.name), path)
+
+
+def _readable(kind: str) -> dict[str, set[str]]:
+    """Message inside a V2 layer -> its fields that have a counterpart in V0."""
+    if kind == "Input":
+        return {"input_param": {"shape"}}
+    v0 = V0_OF[kind]
+    own = {V0_FIELDS[name][0] for name in FIELDS[v0] if name in V0_FIELDS}
+    moved = {V0_TRANSFORM[name] for name in FIELDS[v0] if name in V0_TRANSFORM}
+    return {PARAMS.get(v0, ""): own, "transform_param": moved}
+
+
+def _stated(layer: pb.LayerParameter, readable: dict[str, set[str]]) -> Iterator[str]:
+    """Paths of the fields that are neither readable nor at their default."""
+    for field, value in layer.ListFields():
+        if field.name in readable:
+            inner = [f.name for f, v in value.ListFields() if f.name not in readable[field.name] and _matters(f, v)]
+            yield from (f"{field.name}.{name}" for name in inner)
+        elif field.name not in ALWAYS and not (isinstance(value, Message) and not value.ListFields()):
+            yield field.name
+    for index, spec in enumerate(layer.param):
+        yield from (f"param[{index}].{f.name}" for f, _ in spec.ListFields() if f.name not in SPECS.values())
+
+
+def _matters(field: Any, value: Any) -> bool:
+    """Whether a field says more than its default."""
+    return value != field.default_value if field.has_presence else any(value)
+
+
+def _no_such_type(work: Work, index: int, kind: str, name: str) -> VggcError:
+    what = f'layer type "{kind}" did not exist in December 2013'
+    return UnknownLayerError(what, where=work.where(index, "type", name), remedy=REMEDY)
+
+
+# -- rules for the layers of a net -------------------------------------------------------------------------
 
 
 def check_multipliers(layer: Layer, blobs: int) -> None:

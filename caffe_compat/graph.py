@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
+from caffe_compat import dec2013
+from caffe_compat.backward import Backward, backward_pass
+from caffe_compat.dec2013 import PROFILE as DEC2013
 from caffe_compat.errors import GraphError, LayerError, Problems, VggcError, Where, raise_all
 from caffe_compat.layers.base import Context, Layer, Shape, find_layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
-from caffe_compat.upgrade import Upgraded, upgrade_net
+from caffe_compat.upgrade import Upgraded, copy_fields, upgrade_net
 
 MAX_AXES = 32
 MAX_COUNT = 2**31 - 1
+
+PROFILES: dict[str, Callable[[pb.NetParameter, SourceMap | None], Upgraded]] = {
+    "bvlc": upgrade_net,
+    DEC2013: dec2013.read,
+}
+"""Whose semantics -> how a net of any generation is brought to the newest one."""
 
 
 class Value(NamedTuple):
@@ -118,7 +128,7 @@ class Graph:
         Raises:
             GraphError: the net breaks one of Caffe's rules; `Problems` when there are several.
         """
-        upgraded = upgrade_net(net, source or SourceMap())
+        upgraded = newest(net, profile, source)
         context = Context(phase, profile, dialect, folder)
         return cls.from_upgraded(
             upgraded, context, stages=stages, level=level, input_shapes=input_shapes, source=source, collect=collect
@@ -163,6 +173,36 @@ class Graph:
     def last(self, blob: str) -> Value:
         """The final version of a blob."""
         return Value(blob, max(v.version for v in self.values if v.blob == blob))
+
+    @cached_property
+    def backward(self) -> Backward:
+        """Where Caffe's backward pass goes."""
+        return backward_pass(self)
+
+
+def rebuild(net: pb.NetParameter, context: Context, input_shapes: Mapping[str, Sequence[int]]) -> Graph:
+    """The graph of a net that is already of the newest generation at other input shapes, with its problems.
+
+    `net` is not changed; its blobs are left out. Rules for stages and levels are matched against none.
+    """
+    copy = pb.NetParameter(name=net.name, force_backward=net.force_backward)
+    for layer in net.layer:
+        copy_fields(layer, copy.layer.add(), leave={"blobs"})
+    return Graph.from_upgraded(
+        Upgraded(copy, (), (), (), "V2", False), context, input_shapes=input_shapes, collect=True
+    )
+
+
+def newest(net: pb.NetParameter, profile: str, source: SourceMap | None = None) -> Upgraded:
+    """A net of any generation in the newest one, as the profile reads it.
+
+    Raises:
+        GraphError: there is no such profile, or it refuses the net.
+        UpgradeError: the net cannot be upgraded.
+    """
+    if profile not in PROFILES:
+        raise GraphError(f'no profile called "{profile}"', remedy=f"profiles: {', '.join(PROFILES)}")
+    return PROFILES[profile](net, source)
 
 
 def _included(
@@ -261,6 +301,10 @@ class _Builder:
                 self.fail(self.index, f'bottom {position} "{name}" is not a blob so far', near, f"bottom[{position}]")
                 return None
             value = Value(name, self.version[name])
+            if self.context.profile == DEC2013 and self.uses[value]:
+                what = f'bottom {position} "{name}" has a reader already; profile {DEC2013} feeds a blob to one layer'
+                self.fail(self.index, what, "use profile bvlc, which splits it", f"bottom[{position}]")
+                return None
             values.append(value)
             self.uses[value] += 1
         return values
@@ -428,6 +472,8 @@ def _check_counts(layer: Layer) -> None:
 
 def _specs(layer: Layer, blobs: int) -> list[pb.ParamSpec]:
     given = list(layer.param.param)
+    if layer.context.profile == DEC2013:
+        dec2013.check_multipliers(layer, blobs)
     what = f"{len(given)} param entries for {blobs} parameter blob(s)"
     layer.check(len(given) <= blobs, what, field=f"param[{blobs}]", remedy="remove the surplus")
     return layer.param_specs(given, blobs)

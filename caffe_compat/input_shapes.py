@@ -9,10 +9,10 @@ from functools import partial
 from math import prod
 
 from caffe_compat.errors import GraphError, Where
-from caffe_compat.graph import Graph
+from caffe_compat.graph import Graph, rebuild
 from caffe_compat.layers.base import Context, Shape
 from caffe_compat.schema import pb
-from caffe_compat.upgrade import Upgraded, copy_fields
+from caffe_compat.upgrade import copy_fields
 from caffe_compat.weights import Blob, Weights
 
 LARGEST = 1024
@@ -156,12 +156,8 @@ class _Search:
                 yield layer
 
     def build(self, blobs: Sequence[_Blob]) -> Graph:
-        net = pb.NetParameter()
-        net.CopyFrom(self.net)
-        trial = Upgraded(net, ("",) * len(net.layer), (), (), "V2", False)
-        shapes = {blob.name: blob.shape for blob in blobs}
         context = Context(profile=self.context.profile, dialect=self.context.dialect)
-        return Graph.from_upgraded(trial, context, input_shapes=shapes, collect=True)
+        return rebuild(self.net, context, {blob.name: blob.shape for blob in blobs})
 
     def with_channels(self, blob: _Blob) -> _Blob:
         """The channels, or the whole shape of a vector, that the first layer with weights asks for."""

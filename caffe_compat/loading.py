@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
 from caffe_compat.errors import FormatError
-from caffe_compat.graph import Graph
+from caffe_compat.graph import Graph, newest
 from caffe_compat.layers.base import Context
 from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 from caffe_compat.source import Document
 from caffe_compat.textformat import parse
-from caffe_compat.upgrade import Upgraded, upgrade_net
+from caffe_compat.upgrade import Upgraded
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
@@ -90,7 +90,7 @@ def open_net(
     state = state or State()
     document, carried = _read(Path(net))
     blobs = read_weights(weights) if weights is not None else carried
-    upgraded = upgrade_net(_net(document), document.map)
+    upgraded = newest(_net(document), state.profile, document.map)
     notes = [*upgraded.notes, *map(str, upgraded.problems)]
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state)

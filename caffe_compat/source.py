@@ -40,8 +40,8 @@ class SourceMap:
     def at(self, path: str, name: str = "") -> Where:
         """The place of `name` inside the message at `path`, or the nearest enclosing place that is known.
 
-        `name` may be in the newest generation's spelling (`pooling_param.pad`): when the file is older, the
-        last part (`pad`) is looked for inside the layer.
+        `name` may be in the newest generation's spelling (`pooling_param.kernel_size`): when the file is older, the
+        last part is looked for inside the layer, also without underscores (`kernelsize`).
         """
         for candidate in _candidates(path, name):
             if candidate in self.positions:
@@ -57,7 +57,7 @@ def _candidates(path: str, name: str) -> list[str]:
     if not name:
         return [path]
     last = name.rsplit(".", 1)[-1]
-    tails = [name, last, f"layer.{last}"]  # V0 nests its parameters in `layer`
+    tails = [name, last, f"layer.{last}", f"layer.{last.replace('_', '')}"]  # V0 nests its parameters in `layer`
     return [f"{path}.{tail}{index}" for tail in tails for index in ("", "[0]")]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from caffe_compat.errors import ConversionError, VggcError, raise_all
-from caffe_compat.graph import Graph, Node, Value
+from caffe_compat.graph import Graph, Node, Value, rebuild
 from caffe_compat.layers.base import Shape
 from converters.model import Model, NamedBlob, blob_name, tool_version
 from converters.streaming import Payloads, Target
@@ -182,16 +182,7 @@ def batch_values(graph: Graph) -> frozenset[Value]:
         return frozenset()
     batch = sizes.pop()
     larger = {blob: (batch + 1, *shape[1:]) for blob, shape in graph.inputs.items()}
-    context = graph.context
-    other = Graph.from_net(
-        graph.net,
-        phase=context.phase,
-        profile=context.profile,
-        dialect=context.dialect,
-        folder=context.folder,
-        input_shapes=larger,
-        collect=True,
-    )
+    other = rebuild(graph.net, graph.context, larger)
     if other.problems or other.values.keys() != graph.values.keys() or other.params != graph.params:
         return frozenset()
     moved = {value for value, shape in graph.values.items() if other.values[value] != shape}
