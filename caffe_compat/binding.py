@@ -1,6 +1,7 @@
 """Weights put into a net's parameter blobs, exactly where Caffe would put them.
 
-Rules: net.cpp (CopyTrainedLayersFrom, CopyTrainedLayersFromHDF5), blob.cpp (ShapeEquals, FromProto) of BVLC Caffe.
+Rules: net.cpp (CopyTrainedLayersFrom, CopyTrainedLayersFromHDF5), blob.cpp (ShapeEquals, FromProto) of BVLC Caffe;
+under "dec2013" net.cpp (CopyTrainedLayersFrom) of 3213bd87e, where all four sizes of a blob must be equal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from math import prod
 import numpy as np
 
 from caffe_compat.errors import VggcError, WeightsError, raise_all
+from caffe_compat.fillers import legacy
 from caffe_compat.graph import Graph, Node, ParamKey
 from caffe_compat.tensor_weights import is_index
 from caffe_compat.weights import Blob, LayerBlobs, Shape, Weights
@@ -113,7 +115,7 @@ class _Binder:
         index, node = self.targets[entry.name]
         places = self.places(entry, index, node)
         for place, blob in places.items():
-            if blob.matches(node.blob_shapes[place]):
+            if self.fits(blob, node.blob_shapes[place]):
                 self.put(node, place, blob)
             else:
                 self.problems.append(_mismatch(node, place, blob))
@@ -136,6 +138,10 @@ class _Binder:
             self.problems.append(_count(entry, node, f"has blob(s) {', '.join(names)}" if names else "has no blobs"))
             return {}
         return dict(zip(found, entry.blobs, strict=True))
+
+    def fits(self, blob: Blob, shape: Shape) -> bool:
+        """Whether Caffe would copy the blob; of the four sizes of dec2013 newer files may leave out leading ones."""
+        return blob.matches(shape) or (self.graph.context.profile == "dec2013" and legacy(blob.shape) == shape)
 
     def put(self, node: Node, place: int, blob: Blob) -> None:
         """Fill the owner of a parameter blob; a later one in the file wins."""
