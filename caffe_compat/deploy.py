@@ -25,6 +25,9 @@ ACTIVATIONS = {
 }
 """Loss type -> the layer that gives the probabilities which it compares with the labels."""
 
+TAKES_PROBABILITIES = {("dec2013", "InfogainLoss")}
+"""(profile, type) of losses that hold no activation there."""
+
 MEASURES = ("Accuracy", "Evaluate", "Evaluation", "HDF5Output")
 """Endings of the types of layers that only measure or record."""
 
@@ -171,6 +174,7 @@ class _Work:
     def __init__(self, net: pb.NetParameter, weights: Weights | None, context: Context) -> None:
         self.net = net
         self.items = [_Item.of(index, layer, context) for index, layer in enumerate(net.layer)]
+        self.activations = {k: a for k, a in ACTIVATIONS.items() if (context.profile, k) not in TAKES_PROBABILITIES}
         self.notes: list[str] = []
         self.gone: dict[str, str | None] = {}  # blob that is no longer made -> the one to read instead
         self.orphans: set[str] = set()  # blobs that a dropped layer read
@@ -264,7 +268,7 @@ class _Work:
 
     def is_only_activation(self, loss: _Item, among: list[_Item]) -> bool:
         """Whether a loss holds an activation that no layer gives otherwise."""
-        kind = ACTIVATIONS.get(loss.layer.type)
+        kind = self.activations.get(loss.layer.type)
         return kind is not None and not any(i.kind == kind and loss.bottoms[0] in i.bottoms for i in among)
 
     def labels(self) -> set[str]:
@@ -332,7 +336,7 @@ class _Work:
         if prediction is None or not self.is_only_activation(item, self.items):
             self.drop(item, "it is a loss" if item.is_loss else "it only measures or records")
             return False
-        item.kind, item.bottoms, item.tops = ACTIVATIONS[item.layer.type], [prediction], probabilities
+        item.kind, item.bottoms, item.tops = self.activations[item.layer.type], [prediction], probabilities
         return True
 
     def strip_reader(self, item: _Item, before: list[str]) -> bool:
