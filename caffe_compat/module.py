@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_compat.errors import GraphError, VggcError
+from caffe_compat.errors import GraphError
 from caffe_compat.fillers import fill
 from caffe_compat.graph import Graph, Node, ParamKey, Value
 from caffe_compat.layers.base import Layer, Shape
+from caffe_compat.steps import Step, exact_plan, fast_plan
 
 Inputs = Mapping[str, Tensor] | Tensor | None
 
@@ -31,20 +32,6 @@ class Trace:
     blobs: dict[str, Tensor]
     first: dict[str, Tensor]
     loss: Tensor
-
-
-@dataclass
-class _Step:
-    """One layer, with the slots of its values."""
-
-    layer: Layer
-    bottoms: tuple[int, ...]
-    tops: tuple[int, ...]
-    holder: nn.Module | None
-    views: tuple[Shape | None, ...]
-    detached: tuple[int, ...]
-    loss_weights: tuple[float, ...]
-    dead: tuple[int, ...]
 
 
 class Net(nn.Module):
@@ -69,8 +56,9 @@ class Net(nn.Module):
         self.notes: tuple[str, ...] = graph.notes
         slots = {value: slot for slot, value in enumerate(graph.values)}
         parameters = _parameters(graph, arrays or {}, np.random.default_rng(seed))
-        self._steps = [self._step(node, slots, parameters) for node in graph.nodes]
-        self._mark_dead(slots)
+        steps = [self._step(node, slots, parameters) for node in graph.nodes]
+        self._steps = [step for step in steps if step.layer.TYPE != "Input"]
+        self._exact, self._fast = exact_plan(self._steps), fast_plan(self._steps)
         self._slots = len(slots)
         self._final = {value.blob: slot for value, slot in slots.items() if value.blob}
         self._first = {value.blob: slot for value, slot in slots.items() if value.blob and value.version == 0}
@@ -97,9 +85,9 @@ class Net(nn.Module):
     def params(self) -> dict[str, list[nn.Parameter]]:
         """Layer -> parameter blobs in Caffe's order; shared ones are the same object under each layer."""
         return {
-            step.layer.name: list(step.holder._parameters.values())  # type: ignore[arg-type]
+            step.layer.name: list(step.holders[0]._parameters.values())  # type: ignore[arg-type]
             for step in self._steps
-            if step.holder is not None
+            if step.holders
         }
 
     # -- running it ----------------------------------------------------------------------------------------
@@ -115,15 +103,26 @@ class Net(nn.Module):
             blob -> value after the pass (in-place layers included).
         """
         names = self._wanted(blobs)
-        values = self._run(inputs, keep={self._final[name] for name in names})[0]
+        keep = frozenset(self._final[name] for name in names)
+        plan = self._exact if keep & self._fast.hidden else self._fast
+        values = self._start(inputs)
+        for step in plan.steps:
+            step.advance(values, keep)
+            for slot in step.dead:
+                if slot not in keep:
+                    values[slot] = None
         return {name: values[self._final[name]] for name in names}  # type: ignore[misc]
 
     def trace(self, inputs: Inputs = None) -> Trace:
         """Run the net and keep every value and the loss."""
-        values, loss = self._run(inputs, keep=None)
+        values = self._start(inputs)
+        losses: list[Tensor] = []
+        for step in self._exact.steps:
+            bottoms = step.advance(values, None)
+            losses += _losses(step, bottoms, values)
         final: dict[str, Any] = {name: values[slot] for name, slot in self._final.items()}
         first: dict[str, Any] = {name: values[slot] for name, slot in self._first.items()}
-        return Trace(final, first, loss)
+        return Trace(final, first, sum(losses, torch.zeros(())))
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray, layer: str | None = None) -> None:
         """Give a MemoryData layer its arrays, as pycaffe's Net.set_input_arrays does."""
@@ -133,31 +132,12 @@ class Net(nn.Module):
                 return
         raise GraphError("the net has no MemoryData layer" + (f' called "{layer}"' if layer else ""))
 
-    def _run(self, inputs: Inputs, keep: set[int] | None) -> tuple[list[Tensor | None], Tensor]:
+    def _start(self, inputs: Inputs) -> list[Tensor | None]:
+        """A slot for every value, those of the inputs filled."""
         values: list[Tensor | None] = [None] * self._slots
         for blob, tensor in self._checked(inputs).items():
             values[self._inputs[blob]] = tensor
-        losses = []
-        for step in self._steps:
-            if step.layer.TYPE != "Input":
-                losses += self._advance(step, values)
-            if keep is not None:
-                for slot in step.dead:
-                    if slot not in keep:
-                        values[slot] = None
-        return values, sum(losses, torch.zeros(()))
-
-    def _advance(self, step: _Step, values: list[Tensor | None]) -> list[Tensor]:
-        """Run one layer; returns its weighted losses."""
-        bottoms: list[Any] = [values[slot] for slot in step.bottoms]
-        for position in step.detached:
-            bottoms[position] = bottoms[position].detach()
-        tops = _call(step.layer, bottoms, _blobs(step))
-        for slot, top in zip(step.tops, tops, strict=True):
-            values[slot] = top
-        own = getattr(step.layer, "loss", None)
-        losses = [own(bottoms)] if own else []
-        return losses + [w * top.sum() for w, top in zip(step.loss_weights, tops, strict=True) if w]
+        return values
 
     def _checked(self, inputs: Inputs) -> Mapping[str, Tensor]:
         """The inputs by name."""
@@ -189,62 +169,48 @@ class Net(nn.Module):
 
     # -- building ------------------------------------------------------------------------------------------
 
-    def _step(self, node: Node, slots: Mapping[Value, int], parameters: Mapping[ParamKey, nn.Parameter]) -> _Step:
+    def _step(self, node: Node, slots: Mapping[Value, int], parameters: Mapping[ParamKey, nn.Parameter]) -> Step:
         layer = node.layer
         views: list[Shape | None] = []
-        holder = nn.Module() if node.params else None
+        holder = nn.Module()
         for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
             parameter = parameters[key]
-            holder._parameters[blob_name(layer, index)] = parameter  # type: ignore[union-attr]
+            holder._parameters[blob_name(layer, index)] = parameter
             views.append(None if tuple(parameter.shape) == shape else shape)
-        if holder is not None:
-            self._modules[layer.name] = holder  # add_module refuses names with a dot, which layers may have
+        if node.params:
+            self._add(layer.name, holder)
         cut = [p for p, down in enumerate(node.propagate_down) if not (layer.propagates(p) if down is None else down)]
-        return _Step(
+        return Step(
             layer,
+            layer.forward,
             tuple(slots[v] for v in node.bottoms),
             tuple(slots[v] for v in node.tops),
-            holder,
+            (holder,) if node.params else (),
             tuple(views),
             tuple(cut),
             node.loss_weights,
-            (),
         )
 
-    def _mark_dead(self, slots: Mapping[Value, int]) -> None:
-        """Note after which layer each value may be let go."""
-        last = dict.fromkeys(slots.values(), 0)
-        for index, step in enumerate(self._steps):
-            last.update(dict.fromkeys(step.bottoms + step.tops, index))
-        for index, step in enumerate(self._steps):
-            step.dead = tuple(slot for slot in step.bottoms + step.tops if last[slot] == index)
+    def _add(self, name: str, holder: nn.Module) -> None:
+        """Register a layer's parameters; add_module refuses names with a dot, which layers may have."""
+        key, number = name, 1
+        while key in self._modules:
+            number += 1
+            key = f"{name}#{number}"
+        self._modules[key] = holder
+
+
+def _losses(step: Step, bottoms: list[Tensor], values: list[Tensor | None]) -> list[Tensor]:
+    """The weighted losses of a layer that has just run."""
+    own = getattr(step.layer, "loss", None)
+    tops: list[Any] = [values[slot] for slot in step.tops]
+    weighted = [w * top.sum() for w, top in zip(step.loss_weights, tops, strict=True) if w]
+    return [own(bottoms), *weighted] if own else weighted
 
 
 def blob_name(layer: Layer, index: int) -> str:
     """The name of a parameter blob in a state dict: the layer type's, else its index."""
     return layer.BLOBS[index] if index < len(layer.BLOBS) else str(index)
-
-
-def _blobs(step: _Step) -> list[Tensor]:
-    if step.holder is None:
-        return []
-    blobs: list[Any] = list(step.holder._parameters.values())
-    return [blob if view is None else blob.view(view) for blob, view in zip(blobs, step.views, strict=True)]
-
-
-def _call(layer: Layer, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-    """Run a layer; torch's complaints become errors that name it."""
-    try:
-        return layer.forward(bottoms, blobs)
-    except VggcError:
-        raise
-    except (RuntimeError, IndexError, ValueError) as error:
-        shapes = ", ".join(str(tuple(b.shape)) for b in bottoms) or "none"
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise layer.error(
-            f"{layer.TYPE} cannot run on bottoms of shape {shapes}: {first}",
-            remedy=f"the net was built for {', '.join(map(str, layer.bottom_shapes)) or 'none'}",
-        ) from error
 
 
 def _parameters(

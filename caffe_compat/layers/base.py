@@ -92,6 +92,8 @@ class Layer:
     """Caffe allows a top to be the bottom of the same position."""
     LOSS: ClassVar[bool] = False
     """The first top has loss_weight 1 unless the net says otherwise."""
+    OUTPUT_FREE: ClassVar[bool] = False
+    """Its top is new memory that its own gradient does not need, so the next layer may overwrite it."""
     BACKWARD: ClassVar[bool] = True
     """Caffe has a backward pass for it."""
 
@@ -153,6 +155,16 @@ class Layer:
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         """The tops. Shapes may differ from those of `setup` where the rule allows."""
         raise NotImplementedError(self.TYPE)
+
+    overwrite: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None
+    """As `forward`, but leaves the top in the memory of bottom 0; None where there is nothing to gain."""
+
+    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
+        """One function for this layer and the only reader of its top, or None.
+
+        It takes this layer's bottoms and the parameter blobs of both, and gives the follower's tops.
+        """
+        return None
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         """Add nodes that compute `tops` exactly, or refuse.

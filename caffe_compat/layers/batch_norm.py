@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ class BatchNorm(Layer):
     """
 
     TYPE = "BatchNorm"
+    OUTPUT_FREE = True
     PARAM = "batch_norm_param"
     BLOBS = ("mean", "variance", "scale_factor")
     INPLACE = True
@@ -62,13 +63,32 @@ class BatchNorm(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         statistics = [blob.detach() for blob in blobs]
-        return [self._global(bottoms[0], *statistics) if self.use_global_stats else self._batch(bottoms[0], statistics)]
+        return [self._global(bottoms[0], statistics) if self.use_global_stats else self._batch(bottoms[0], statistics)]
 
-    def _global(self, x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor) -> Tensor:
-        import torch
+    def _global(
+        self,
+        x: Tensor,
+        statistics: Sequence[Tensor],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        from torch.nn.functional import batch_norm
 
-        scale = factor.reciprocal().nan_to_num(torch.nan, 0, 0)  # 1 / 0 counts as 0
-        return torch.nn.functional.batch_norm(x, mean * scale, variance * scale, eps=self.eps)
+        mean, variance = _means(*statistics)
+        return batch_norm(x, mean, variance, weight, bias, eps=self.eps)
+
+    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
+        """With a Scale of its channels, which torch's kernel does in the same pass."""
+        shape = getattr(follower, "operand", None)
+        if follower.TYPE != "Scale" or not self.use_global_stats or len(follower.bottom_shapes) != 1:
+            return None
+        if shape != (self.channels,) or len(self.bottom_shapes[0]) - follower.after != 2:  # type: ignore[attr-defined]
+            return None
+        return self._with_scale
+
+    def _with_scale(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        self.reshape(bottoms)
+        return [self._global(bottoms[0], [blob.detach() for blob in blobs[:3]], *blobs[3:])]
 
     def _batch(self, x: Tensor, statistics: list[Tensor]) -> Tensor:
         import torch
@@ -104,3 +124,14 @@ class BatchNorm(Layer):
         variance = reduce(g, "ReduceMean", g.op("Mul", centred * 2)[0], axes, True)
         deviation = g.op("Sqrt", g.op("Add", [*variance, g.constant(np.array(self.eps, np.float32))]))
         g.op("Div", centred + deviation, tops)
+
+
+def _means(mean: Tensor, variance: Tensor, factor: Tensor) -> Sequence[Tensor]:
+    """Mean and variance from their weighted sums; a weight of 0 gives 0."""
+    import torch
+
+    if factor.device.type != "cpu" or torch.compiler.is_compiling():
+        scale = factor.reciprocal().nan_to_num(torch.nan, 0, 0)
+        return mean * scale, variance * scale
+    weight = factor.item()  # on the CPU a look costs less than arithmetic
+    return (mean, variance) if weight == 1 else torch._foreach_mul([mean, variance], 1 / weight if weight else 0.0)

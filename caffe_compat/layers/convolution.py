@@ -248,6 +248,7 @@ class Convolution(BaseConvolution):
     """
 
     TYPE = "Convolution"
+    OUTPUT_FREE = True
     V1 = ("CONVOLUTION",)
     V0 = ("conv",)
     OP = "Conv"

@@ -25,6 +25,7 @@ class InnerProduct(Layer):
     """
 
     TYPE = "InnerProduct"
+    OUTPUT_FREE = True
     V1 = ("INNER_PRODUCT",)
     V0 = ("innerproduct",)
     PARAM = "inner_product_param"

@@ -31,6 +31,11 @@ class ReLU(Layer):
         x = bottoms[0]
         return [torch.nn.functional.leaky_relu(x, self.slope) if self.slope else x.relu()]
 
+    def overwrite(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        from torch.nn.functional import leaky_relu_, relu_
+
+        return [leaky_relu_(bottoms[0], self.slope) if self.slope else relu_(bottoms[0])]
+
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.slope:
             g.op("LeakyRelu", bottoms, tops, alpha=self.slope)

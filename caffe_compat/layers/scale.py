@@ -23,6 +23,7 @@ class Scale(Layer):
     """
 
     TYPE = "Scale"
+    OUTPUT_FREE = True
     PARAM = "scale_param"
     BOTTOMS = (1, 2)
     BLOBS = ("weight", "bias")

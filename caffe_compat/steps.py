@@ -1,0 +1,154 @@
+"""How a module runs a graph: one step a layer, and a faster plan that computes the same.
+
+The faster plan joins layers that torch has one kernel for (`Layer.fused`) and lets layers overwrite a bottom that
+nothing else reads (`Layer.overwrite`). It is used when no value that it skips is asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from caffe_compat.errors import VggcError
+from caffe_compat.layers.base import Layer, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Run = Callable[[list["Tensor"], list["Tensor"]], list["Tensor"]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer, or several joined, with the slots of the values that it reads and writes.
+
+    Attributes:
+        layer: the layer; of joined ones the last.
+        run: from bottoms and parameter blobs to tops.
+        overwrite: the same, destroying bottom 0; None when it must stay.
+        bottoms, tops: slots.
+        holders: modules with the parameters, in order.
+        views: for each parameter the shape to see it in, None for its own.
+        detached: positions of bottoms that get no gradient.
+        loss_weights: one a top.
+        dead: slots that no later step reads.
+    """
+
+    layer: Layer
+    run: Run
+    bottoms: tuple[int, ...]
+    tops: tuple[int, ...]
+    holders: tuple[nn.Module, ...] = ()
+    views: tuple[Shape | None, ...] = ()
+    detached: tuple[int, ...] = ()
+    loss_weights: tuple[float, ...] = ()
+    dead: tuple[int, ...] = ()
+    overwrite: Run | None = None
+
+    def blobs(self) -> list[Tensor]:
+        """The parameters."""
+        if not self.holders:
+            return []
+        found: list[Any] = [p for holder in self.holders for p in holder._parameters.values()]
+        if not any(self.views):
+            return found
+        return [p if view is None else p.view(view) for p, view in zip(found, self.views, strict=True)]
+
+    def advance(self, values: list[Tensor | None], keep: frozenset[int] | None) -> list[Tensor]:
+        """Compute the tops and put them into their slots; returns the bottoms.
+
+        Args:
+            values: by slot.
+            keep: slots that must survive; None for all.
+        """
+        bottoms: list[Any] = [values[slot] for slot in self.bottoms]
+        for position in self.detached:
+            bottoms[position] = bottoms[position].detach()
+        spare = self.overwrite is not None and keep is not None and self.bottoms[0] not in keep
+        tops = self.call(self.overwrite if spare else self.run, bottoms)  # type: ignore[arg-type]
+        for slot, top in zip(self.tops, tops, strict=True):
+            values[slot] = top
+        return bottoms
+
+    def call(self, run: Run, bottoms: list[Tensor]) -> list[Tensor]:
+        """Run; torch's complaints become errors that name the layer."""
+        try:
+            return run(bottoms, self.blobs())
+        except VggcError:
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise _complaint(self.layer, bottoms, error) from error
+
+
+def _complaint(layer: Layer, bottoms: list[Tensor], error: Exception) -> VggcError:
+    shapes = ", ".join(str(tuple(b.shape)) for b in bottoms) or "none"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return layer.error(
+        f"{layer.TYPE} cannot run on bottoms of shape {shapes}: {first}",
+        remedy=f"the net was built for {', '.join(map(str, layer.bottom_shapes)) or 'none'}",
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order.
+
+    Attributes:
+        hidden: slots that these steps never fill.
+    """
+
+    steps: tuple[Step, ...]
+    hidden: frozenset[int] = frozenset()
+
+
+def exact_plan(steps: Sequence[Step]) -> Plan:
+    """Every layer by itself."""
+    return Plan(_with_dead(steps))
+
+
+def fast_plan(steps: Sequence[Step]) -> Plan:
+    """Layers joined and bottoms overwritten where the results are the same."""
+    readers = Counter(slot for step in steps for slot in step.bottoms)
+    joined: list[Step] = []
+    hidden: set[int] = set()
+    for step in steps:
+        last = joined[-1] if joined else None
+        both = _join(last, step) if last and step.bottoms == last.tops and readers[last.tops[0]] == 1 else None
+        if last is None or both is None:
+            joined.append(step)
+        else:
+            hidden.update(last.tops)
+            joined[-1] = both
+    makers = {slot: step for step in joined for slot in step.tops}
+    lean = [_overwriting(step, makers, readers) for step in joined]
+    return Plan(_with_dead(lean), frozenset(hidden))
+
+
+def _join(first: Step, second: Step) -> Step | None:
+    """One step for two, when the first layer knows how."""
+    run = None if any(first.loss_weights) else first.layer.fused(second.layer)
+    if run is None:
+        return None
+    holders, views = first.holders + second.holders, first.views + second.views
+    return replace(second, run=run, bottoms=first.bottoms, holders=holders, views=views, detached=first.detached)
+
+
+def _overwriting(step: Step, makers: dict[int, Step], readers: Counter[int]) -> Step:
+    """The step with leave to overwrite its bottom: new memory that its maker does not need for its gradient."""
+    run = step.layer.overwrite
+    if run is None or len(step.bottoms) != 1 or readers[step.bottoms[0]] != 1:
+        return step
+    maker = makers.get(step.bottoms[0])
+    free = maker is not None and maker.layer.OUTPUT_FREE and not any(maker.loss_weights)
+    return replace(step, overwrite=run) if free else step
+
+
+def _with_dead(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Note after which step each value may be let go."""
+    last = {slot: index for index, step in enumerate(steps) for slot in step.bottoms + step.tops}
+    return tuple(
+        replace(step, dead=tuple(slot for slot in {*step.bottoms, *step.tops} if last[slot] == index))
+        for index, step in enumerate(steps)
+    )
