@@ -10,8 +10,10 @@ from typing import Any
 
 from caffe_compat.errors import VggcError
 from caffe_compat.graph import Graph, Node, ParamKey
-from caffe_compat.loading import State, open_net
+from caffe_compat.loading import Opened, State, open_net
 from caffe_compat.preprocessing import preprocessing
+from caffe_compat.profiles import differences
+from caffe_compat.profiles import notes as profile_notes
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from converters.convert import SUFFIXES
@@ -107,7 +109,7 @@ def _net(path: Path, state: State) -> Inspection:
     opened = open_net(path, state=state, collect=True, strict=False)
     graph = opened.graph
     rows = tuple(_row(graph, position, node) for position, node in enumerate(graph.nodes))
-    notes = opened.notes + (opened.bound.notes if opened.bound else ())
+    notes = opened.notes + (opened.bound.notes if opened.bound else ()) + _profiles(opened, path, state)
     return Inspection(
         str(path),
         "prototxt" if opened.weights is None else opened.weights.format,
@@ -123,6 +125,13 @@ def _net(path: Path, state: State) -> Inspection:
         tuple(str(problem) for problem in graph.problems),
         preprocessing(opened.original),
     )
+
+
+def _profiles(opened: Opened, path: Path, state: State) -> tuple[str, ...]:
+    """Where the profiles would differ for a V0 net."""
+    net, source, shapes = opened.original, opened.graph.source, state.input_shapes
+    found = differences(net, source, phase=state.phase, input_shapes=shapes, folder=str(path.parent))
+    return tuple(profile_notes(found))
 
 
 def _row(graph: Graph, position: int, node: Node) -> Row:
