@@ -150,6 +150,7 @@ def _case(section: str, entry: Mapping[str, Any], folder: Path, folders: Folders
     tags = frozenset(map(str, entry.get("tags") or ()))
     types = [str(kind) for kind in entry.get("layer_types") or entry.get("types") or ()]
     types += [SEPARATE] if SEPARATE in tags else []
+    types += ["solver"] if entry.get("stage") == "solver" else []
     kinds = tuple(f"{kind} (2013)" if section.startswith("2013") else kind for kind in types)
     name = str(entry.get("id", ""))
     broken = "" if name else f"an index entry without an id: {json.dumps(entry)[:200]}"

@@ -10,7 +10,7 @@ import numpy as np
 from caffe_compat.module import Net, Trace
 from tests.parity.cases import Case
 from tests.parity.compare import Comparison
-from tests.parity.nets import Call, gradients, load, parameters, recorded_calls, set_parameters, tensor
+from tests.parity.nets import Call, Recorder, gradients, load, load_recorded, parameters, set_parameters, tensor
 from tests.parity.records import Array, Key, Record, seeded_loss
 from tests.tolerances import Tolerance
 
@@ -27,7 +27,17 @@ def tolerance_of(entry: Mapping[str, Any]) -> Tolerance:
 
 
 def load_2013(case: Case, **more: Any) -> Net:
-    return load(case.path("net.prototxt"), phase=str(case.entry.get("phase", "train")).upper(), profile=PROFILE, **more)
+    """The case's net under the profile."""
+    return load(case.path("net.prototxt"), **state_of(case), **more)
+
+
+def load_recorded_2013(case: Case) -> tuple[Net, Recorder]:
+    """The same, with a recorder on its layers."""
+    return load_recorded(case.path("net.prototxt"), **state_of(case))
+
+
+def state_of(case: Case) -> dict[str, Any]:
+    return {"phase": str(case.entry.get("phase", "train")).upper(), "profile": PROFILE}
 
 
 def inject(net: Net, draws: Mapping[str, Array]) -> None:
@@ -41,15 +51,16 @@ def inject(net: Net, draws: Mapping[str, Array]) -> None:
 def check_layer_case(case: Case, compare: Comparison) -> None:
     """Forward, backward and each layer's own tops and bottom gradients."""
     record, tolerance = Record(case.path("case.npz")), tolerance_of(case.entry)
-    net = load_2013(case)
+    net, recorder = load_recorded_2013(case)
+    calls = recorder.calls
     inject(net, record.group("mask") | record.group("pool_u"))
     set_parameters(net, record.params("param"))
     for key in record.params("paramdiff"):  # computed for every blob of a layer, also where its rate is 0
         parameters(net)[key].requires_grad_()
     seeds, diffs, inner = record.group("topdiff"), record.group("diff"), record.params("layerdiff")
     inputs = {blob: tensor(array).requires_grad_(blob in diffs) for blob, array in record.group("in").items()}
-    with recorded_calls(net, watched_layers(net, diffs, inner)) as calls:
-        trace = net.trace(inputs)
+    recorder.watched = watched_layers(net, diffs, inner)
+    trace = net.trace(inputs)
     for blob, want in record.group("out").items():
         compare.array(f"out/{blob}", trace.blobs.get(blob), want, tolerance)
     for (layer, index), want in record.params("layertop").items():

@@ -10,7 +10,7 @@ import numpy as np
 from caffe_compat.module import Net
 from tests.parity.cases import Case
 from tests.parity.compare import Comparison
-from tests.parity.nets import load, writable
+from tests.parity.nets import load_recorded, writable
 from tests.parity.records import Record, Replay
 from tests.tolerances import EXACT, Tolerance
 
@@ -36,7 +36,7 @@ def run_case(case: Case, scratch: Path, tolerance: Tolerance, compare: Compariso
 
 def run_record(case: Case, record: Record, net_file: Path, tolerance: Tolerance, compare: Comparison) -> None:
     options = record.meta.get("opts", {})
-    net = load(
+    net, recorder = load_recorded(
         net_file,
         phase=record.phase,
         stages=options.get("stages", ()),
@@ -47,6 +47,7 @@ def run_record(case: Case, record: Record, net_file: Path, tolerance: Tolerance,
     replay = Replay(
         record,
         net,
+        recorder,
         tolerance,
         forward_exact=not (as_is and "LRN" in case.types),
         backward_exact=not as_is,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 
 import caffe_compat as cc
 from caffe_compat.errors import Problems, VggcError
+from caffe_compat.graph import Graph
+from caffe_compat.layers.base import Layer
+from caffe_compat.loading import State, open_net
 from caffe_compat.module import Net
 
 Array = NDArray[Any]
@@ -64,32 +67,34 @@ class Call:
     tops: Sequence[Tensor]
 
 
-@contextmanager
-def recorded_calls(net: Net, watched: frozenset[str] = frozenset()) -> Iterator[dict[str, Call]]:
-    """Note what each layer reads and writes while the net runs.
+class Recorder:
+    """Notes what each layer of a graph reads and writes while its net is traced.
 
-    Args:
+    Attributes:
+        calls: layer -> its last run.
         watched: layers whose bottoms shall have a gradient even where nothing below them is trainable.
     """
-    calls: dict[str, Call] = {}
-    layers = [node.layer for node in net.graph.nodes]
-    for layer in layers:
 
-        def forward(bottoms: list[Tensor], blobs: list[Tensor], layer: Any = layer) -> list[Tensor]:
-            if layer.name in watched:
-                for bottom in bottoms:
-                    if bottom.is_floating_point() and not bottom.requires_grad:
-                        bottom.requires_grad_()
-            tops: list[Tensor] = type(layer).forward(layer, bottoms, blobs)
-            calls[layer.name] = Call(list(bottoms), list(tops))
-            return tops
+    def __init__(self, graph: Graph) -> None:
+        self.calls: dict[str, Call] = {}
+        self.watched: frozenset[str] = frozenset()
+        for node in graph.nodes:
+            vars(node.layer)["forward"] = partial(self._forward, node.layer)
 
-        vars(layer)["forward"] = forward
-    try:
-        yield calls
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
+    def _forward(self, layer: Layer, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        for bottom in bottoms if layer.name in self.watched else ():
+            if bottom.is_floating_point() and not bottom.requires_grad:
+                bottom.requires_grad_()
+        tops = type(layer).forward(layer, bottoms, blobs)
+        self.calls[layer.name] = Call(list(bottoms), list(tops))
+        return tops
+
+
+def load_recorded(path: Path, **state: Any) -> tuple[Net, Recorder]:
+    """A net as `load` makes it, with a recorder on its layers."""
+    graph = open_net(path, state=State(**state, python_layers=str(path.parent))).graph
+    recorder = Recorder(graph)
+    return Net(graph), recorder
 
 
 def gradients(total: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:

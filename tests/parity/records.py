@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from caffe_compat.graph import Graph
 from caffe_compat.module import Net, Trace
 from tests.parity.compare import Comparison
-from tests.parity.nets import Call, gradients, parameters, recorded_calls, set_parameters, tensor
+from tests.parity.nets import Call, Recorder, gradients, parameters, set_parameters, tensor
 from tests.tolerances import EXACT, NOISE_AROUND_ZERO, Tolerance
 
 Array = NDArray[Any]
@@ -139,6 +139,7 @@ class Replay:
     Args:
         record: the recorded run.
         net: the net, built for the record's phase.
+        recorder: on the net's layers.
         tolerance: for all values that are not counts.
         forward_exact: False when a recorded forward pass need not be reproduced.
         backward_exact: False when a recorded backward pass need not be reproduced.
@@ -149,13 +150,14 @@ class Replay:
         self,
         record: Record,
         net: Net,
+        recorder: Recorder,
         tolerance: Tolerance,
         *,
         forward_exact: bool = True,
         backward_exact: bool = True,
         random: bool = False,
     ) -> None:
-        self.record, self.net, self.tolerance, self.random = record, net, tolerance, random
+        self.record, self.net, self.recorder, self.tolerance, self.random = record, net, recorder, tolerance, random
         self.forward_exact, self.backward_exact = forward_exact and not random, backward_exact and not random
         self.exact = counting_blobs(record.meta.get("layers", []))
 
@@ -174,6 +176,8 @@ class Replay:
             changed = {blob: tensor(array) for blob, array in self.record.group(f"seq{k}/in").items()}
             self.values(f"seq{k}/", self.net.trace(self.inputs() | changed), compare)
             self.statistics(f"seq{k}/", {}, compare)
+        if not (self.record.repeats or self.random):
+            self.plain_call(compare)
         compare.equal("keys that were not compared", self.record.unseen(), [])
 
     def inputs(self, wanting: Iterable[str] = ()) -> dict[str, Any]:
@@ -185,35 +189,48 @@ class Replay:
         """Forward, and backward where it was recorded."""
         diffs, param_diffs = self.record.group("diff"), self.record.params("paramdiff")
         seeds = self.record.group("topdiff")
-        with recorded_calls(self.net, readers(self.net.graph, diffs)) as calls:
-            trace = self.net.trace(self.inputs(diffs))
+        self.recorder.watched = readers(self.net.graph, diffs)
+        trace = self.net.trace(self.inputs(diffs))
         if diffs or param_diffs:
             active = seeded_tops(self.net.graph)
             total = seeded_loss(trace, {blob: seed for blob, seed in seeds.items() if blob in active}, compare)
-            self.backward(total, trace, (diffs, param_diffs), compare)
+            self.blob_gradients(total, trace, diffs, compare)
+            self.parameter_gradients("", total, param_diffs, compare)
             if self.random:
-                check_dropout(self.net, calls, total, compare)
+                check_dropout(self.net, self.recorder.calls, total, compare)
         return trace
 
-    def backward(
-        self, total: Any, trace: Trace, want: tuple[dict[str, Array], dict[Key, Array]], c: Comparison
-    ) -> None:
-        diffs, param_diffs = want
+    def blob_gradients(self, total: Any, trace: Trace, want: dict[str, Array], compare: Comparison) -> None:
+        blobs = [blob for blob in want if blob in trace.first]
+        compare.equal("diff", sorted(blobs), sorted(want))
+        for blob, grad in zip(blobs, gradients(total, [trace.first[blob] for blob in blobs]), strict=True):
+            self.compare(f"diff/{blob}", grad, want[blob], compare, exact=self.backward_exact)
+
+    def parameter_gradients(self, prefix: str, total: Any, want: dict[Key, Array], compare: Comparison) -> None:
         own = parameters(self.net)
-        for blob in diffs.keys() - trace.first.keys():
-            c.check(False, f"diff/{blob}: no such blob")
-        blobs = [blob for blob in diffs if blob in trace.first]
-        keys = [key for key in param_diffs if key in own]
-        c.equal("paramdiff", sorted(keys), sorted(param_diffs))
-        grads = gradients(total, [trace.first[blob] for blob in blobs] + [own[key] for key in keys])
+        keys = [key for key in want if key in own]
+        compare.equal(f"{prefix}paramdiff", sorted(keys), sorted(want))
         quiet = bias_before_normalisation(self.record.meta.get("layers", []))
-        for blob, grad in zip(blobs, grads[: len(blobs)], strict=True):
-            self.compare(f"diff/{blob}", grad, diffs[blob], c, exact=self.backward_exact)
-        for (layer, index), grad in zip(keys, grads[len(blobs) :], strict=True):
-            want_array = param_diffs[layer, index]
-            tolerance = NOISE_AROUND_ZERO if (layer, index) in quiet else None
-            name = f"paramdiff/{layer}/{index}"
-            self.compare(name, grad.reshape(want_array.shape), want_array, c, tolerance, exact=self.backward_exact)
+        for key, grad in zip(keys, gradients(total, [own[key] for key in keys]), strict=True):
+            tolerance = NOISE_AROUND_ZERO if key in quiet else None
+            name = f"{prefix}paramdiff/{key[0]}/{key[1]}"
+            self.compare(name, grad.reshape(want[key].shape), want[key], compare, tolerance, exact=self.backward_exact)
+
+    def plain_call(self, compare: Comparison) -> None:
+        """Calling the net, which may take a faster way than tracing it, gives the same outputs and gradients."""
+        self.recorder.watched = frozenset()
+        outputs = self.net(self.inputs())
+        for blob, want in self.record.group("out").items():
+            tolerance = EXACT if is_count(blob, want, self.exact) else None
+            self.compare(f"call: {blob}", outputs.get(blob), want, compare, tolerance, exact=self.forward_exact)
+        param_diffs, weights = self.record.params("paramdiff"), loss_weights(self.net.graph)
+        if not (param_diffs and self.backward_exact and weights.keys() <= outputs.keys()):
+            return
+        active = seeded_tops(self.net.graph)
+        seeds = {blob: seed for blob, seed in self.record.group("topdiff").items() if blob in active & outputs.keys()}
+        parts = [outputs[blob].sum() * weight for blob, weight in weights.items()]
+        parts += [(outputs[blob] * tensor(seed)).sum() for blob, seed in seeds.items()]
+        self.parameter_gradients("call: ", sum(parts, tensor(np.zeros(()))), param_diffs, compare)
 
     def shapes(self, trace: Trace, compare: Comparison) -> None:
         names, shapes = self.record.meta.get("blob_names", []), self.record.meta.get("blob_shapes", [])

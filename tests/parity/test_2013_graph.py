@@ -10,8 +10,8 @@ from caffe_compat.graph import Graph
 from caffe_compat.module import Net
 from tests.parity.cases import Case, Folders, dec2013_cases, read_json
 from tests.parity.compare import comparing
-from tests.parity.dec2013 import load_2013
-from tests.parity.nets import recorded_calls, tensor
+from tests.parity.dec2013 import load_recorded_2013
+from tests.parity.nets import Recorder, tensor
 
 
 def cases(folders: Folders) -> list[Case]:
@@ -20,14 +20,14 @@ def cases(folders: Folders) -> list[Case]:
 
 def test_2013_graph(case: Case) -> None:
     expected = read_json(case.path("expected.json"))
-    net = load_2013(case)
+    net, recorder = load_recorded_2013(case)
     graph = net.graph
     with comparing() as compare:
         compare.equal("outputs", list(graph.outputs), expected["outputs"])
         shapes = [(name, list(shape)) for name, shape in graph.shapes.items()]
         compare.equal("blobs", shapes, [(blob["name"], blob["shape"]) for blob in expected["blobs"]])
         compare.equal("layers", layers(graph), [(layer["name"], params(layer)) for layer in expected["layers"]])
-        blobs, active = need_backward(net)
+        blobs, active = need_backward(net, recorder)
         compare.equal("blobs that need backward", blobs, names(expected["blobs"]))
         compare.equal("layers that need backward", active, names(expected["layers"]))
 
@@ -49,14 +49,12 @@ def names(items: list[dict[str, Any]]) -> list[str]:
     return [item["name"] for item in items if item["need_backward"]]
 
 
-def need_backward(net: Net) -> tuple[list[str], list[str]]:
+def need_backward(net: Net, recorder: Recorder) -> tuple[list[str], list[str]]:
     """Blobs and layers that autograd would run through; with force_backward the inputs count too."""
     force = net.graph.net.force_backward
     inputs = {blob: tensor(np.zeros(shape)).requires_grad_(force) for blob, shape in net.inputs.items()}
-    with recorded_calls(net) as calls:
-        trace = net.trace(inputs)
+    trace = net.trace(inputs)
     blobs = [blob for blob in net.graph.shapes if trace.blobs[blob].requires_grad]
-    active = [
-        name for name, call in calls.items() if any(t.requires_grad for t in [*call.bottoms, *net.params.get(name, ())])
-    ]
+    tensors = {name: [*call.bottoms, *net.params.get(name, ())] for name, call in recorder.calls.items()}
+    active = [name for name, used in tensors.items() if any(t.requires_grad for t in used)]
     return blobs, active

@@ -16,7 +16,7 @@ from caffe_compat.upgrade import Upgraded, upgrade_net, upgrade_solver
 from caffe_compat.weight_files import read_weights
 from tests.parity.cases import Case, Folders, golden_cases
 from tests.parity.compare import Comparison, comparing
-from tests.parity.nets import load, parameters
+from tests.parity.nets import load, load_recorded, parameters
 from tests.parity.records import Record, Replay
 from tests.tolerances import EXACT, UPGRADE
 
@@ -127,8 +127,7 @@ def check_forward(case: Case, scratch: Path, compare: Comparison) -> None:
     record = Record(case.path("fwd.npz"))
     want = record.params("param")
     for weights in [case.path("in.caffemodel"), *sorted(case.folder.glob("resaved.*"))]:
-        net = load(net_file, weights, phase=record.phase, strict=False)
-        own = parameters(net)
+        own = parameters(load(net_file, weights, phase=record.phase, strict=False))
         for key, array in want.items():
             compare.array(f"{weights.name}: {key[0]}/{key[1]}", own.get(key), array, EXACT)
-        Replay(record, net, UPGRADE).run(compare)
+    Replay(record, *load_recorded(net_file, phase=record.phase), UPGRADE).run(compare)

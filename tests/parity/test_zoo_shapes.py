@@ -22,9 +22,10 @@ DATA_TYPES = frozenset({"Data", "ImageData", "HDF5Data", "WindowData", "MemoryDa
 NOT_THE_NET = re.compile(
     r"TIMEOUT|MEMORY_LIMIT|signal |has unknown engine|Unknown layer type|ModuleNotFoundError"
     r"|Failed to open|File not found|File is empty|mdb_status == 0|lines_\.empty"
+    r"|Unknown parameter .* for layer type"
 )
 """Failures of the recording that say nothing about the net: its limits and build, layers of forks, files that were not
-there. Such a net may stand, or be refused."""
+there (also behind a first message that Caffe itself goes on after). Such a net may stand, or be refused."""
 PHASES = ("TEST", "TRAIN")
 
 
