@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from caffe_compat.dec2013 import PROFILE as DEC2013
 from caffe_compat.errors import GraphError
 from caffe_compat.fillers import fill
 from caffe_compat.graph import Graph, Node, ParamKey, Value
 from caffe_compat.layers.base import Layer, Shape
-from caffe_compat.steps import Step, exact_plan, fast_plan
+from caffe_compat.steps import Run, Step, exact_plan, fast_plan
 
 Inputs = Mapping[str, Tensor] | Tensor | None
 
@@ -26,7 +27,8 @@ class Trace:
     Attributes:
         blobs: blob name -> final value, as pycaffe's net.blobs holds it.
         first: blob name -> value before any in-place layer; its gradient is what Caffe's diff finally holds.
-        loss: sum over tops of loss_weight * sum(top), a 0-d tensor (Net::Forward's loss).
+        loss: sum over tops of loss_weight * sum(top), a 0-d tensor (Net::Forward's loss). Under dec2013 the sum of what
+            the loss layers compute in their backward pass, of those that have one (Net::Backward's return value).
     """
 
     blobs: dict[str, Tensor]
@@ -38,7 +40,8 @@ class Net(nn.Module):
     """A Caffe net that runs on torch.
 
     The phase is fixed when the net is built, as in Caffe; `train()` and `eval()` change nothing. Parameters have
-    Caffe's order and shapes; state dict keys are `<layer>.<blob>`, e.g. `conv1_1.weight`.
+    Caffe's order and shapes; state dict keys are `<layer>.<blob>`, e.g. `conv1_1.weight`. Under dec2013 layers without
+    need of a backward pass (`graph.backward`) give no gradients; under bvlc autograd goes wherever it can.
 
     Args:
         graph: the net.
@@ -56,7 +59,8 @@ class Net(nn.Module):
         self.notes: tuple[str, ...] = graph.notes
         slots = {value: slot for slot, value in enumerate(graph.values)}
         parameters = _parameters(graph, arrays or {}, np.random.default_rng(seed))
-        steps = [self._step(node, slots, parameters) for node in graph.nodes]
+        marked = zip(graph.nodes, _idle(graph), _runs(graph), strict=True)
+        steps = [self._step(node, slots, parameters, idle, run) for node, idle, run in marked]
         self._steps = [step for step in steps if step.layer.TYPE != "Input"]
         self._exact, self._fast = exact_plan(self._steps), fast_plan(self._steps)
         self._slots = len(slots)
@@ -169,7 +173,14 @@ class Net(nn.Module):
 
     # -- building ------------------------------------------------------------------------------------------
 
-    def _step(self, node: Node, slots: Mapping[Value, int], parameters: Mapping[ParamKey, nn.Parameter]) -> Step:
+    def _step(
+        self,
+        node: Node,
+        slots: Mapping[Value, int],
+        parameters: Mapping[ParamKey, nn.Parameter],
+        idle: bool,
+        run: Run,
+    ) -> Step:
         layer = node.layer
         views: list[Shape | None] = []
         holder = nn.Module()
@@ -179,16 +190,18 @@ class Net(nn.Module):
             views.append(None if tuple(parameter.shape) == shape else shape)
         if node.params:
             self._add(layer.name, holder)
-        cut = [p for p, down in enumerate(node.propagate_down) if not (layer.propagates(p) if down is None else down)]
+        downs = [layer.propagates(p) if down is None else down for p, down in enumerate(node.propagate_down)]
+        cut = [position for position, down in enumerate(downs) if idle or not down]
         return Step(
             layer,
-            layer.forward,
+            run,
             tuple(slots[v] for v in node.bottoms),
             tuple(slots[v] for v in node.tops),
             (holder,) if node.params else (),
             tuple(views),
             tuple(cut),
             node.loss_weights,
+            idle=idle,
         )
 
     def _add(self, name: str, holder: nn.Module) -> None:
@@ -200,9 +213,35 @@ class Net(nn.Module):
         self._modules[key] = holder
 
 
+def _idle(graph: Graph) -> list[bool]:
+    """For each node whether it must give no gradient: dec2013 alone leaves layers out that could."""
+    return [graph.context.profile == DEC2013 and not needed for needed in graph.backward.layers]
+
+
+def _runs(graph: Graph) -> list[Run]:
+    """What each layer runs; one in place tells the maker of its blob, if it wants to know, what it leaves there."""
+    makers: dict[str, Callable[[Tensor], None]] = {}
+    runs: list[Run] = []
+    for node in graph.nodes:
+        kept = {top.blob for top in node.tops} & {bottom.blob for bottom in node.bottoms} & makers.keys()
+        runs.append(_telling(node.layer.forward, makers[min(kept)]) if kept else node.layer.forward)
+        if hasattr(node.layer, "overwritten"):
+            makers[node.tops[0].blob] = node.layer.overwritten
+    return runs
+
+
+def _telling(run: Run, maker: Callable[[Tensor], None]) -> Run:
+    def told(bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        tops = run(bottoms, blobs)
+        maker(tops[0])
+        return tops
+
+    return told
+
+
 def _losses(step: Step, bottoms: list[Tensor], values: list[Tensor | None]) -> list[Tensor]:
     """The weighted losses of a layer that has just run."""
-    own = getattr(step.layer, "loss", None)
+    own = None if step.idle else getattr(step.layer, "loss", None)
     tops: list[Any] = [values[slot] for slot in step.tops]
     weighted = [w * top.sum() for w, top in zip(step.loss_weights, tops, strict=True) if w]
     return [own(bottoms), *weighted] if own else weighted
@@ -217,7 +256,7 @@ def _parameters(
     graph: Graph, arrays: Mapping[ParamKey, np.ndarray], generator: np.random.Generator
 ) -> dict[ParamKey, nn.Parameter]:
     """One Parameter for each owned blob: the given values, else the filler's."""
-    parameters = {}
+    parameters, idle = {}, _idle(graph)
     for position, node in enumerate(graph.nodes):
         fillers = node.layer.fillers()
         for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
@@ -227,7 +266,7 @@ def _parameters(
             values = (
                 fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
             )
-            trainable = node.specs[index].lr_mult != 0 or graph.net.force_backward
+            trainable = not idle[position] and (node.specs[index].lr_mult != 0 or graph.net.force_backward)
             parameters[key] = nn.Parameter(_tensor(values), requires_grad=trainable)
     return parameters
 

@@ -34,6 +34,7 @@ class Step:
         detached: positions of bottoms that get no gradient.
         loss_weights: one a top.
         dead: slots that no later step reads.
+        idle: the profile runs no backward pass for the layer, so a loss of its own does not count either.
     """
 
     layer: Layer
@@ -46,6 +47,7 @@ class Step:
     loss_weights: tuple[float, ...] = ()
     dead: tuple[int, ...] = ()
     overwrite: Run | None = None
+    idle: bool = False
 
     def blobs(self) -> list[Tensor]:
         """The parameters."""

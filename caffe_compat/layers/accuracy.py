@@ -75,7 +75,8 @@ class Accuracy(Layer):
 class Accuracy2013(Layer):
     """Top (1, 2, 1, 1): share of items whose best class is the label, and mean of -log(max(p[label], 1e-20)).
 
-    Ties go to the lowest class. No backward: a gradient is refused. Source: loss_layer.cu of December 2013.
+    Ties go to the lowest class. No backward: a gradient is refused, and that of the net's loss as well when something
+    below learns. Source: loss_layer.cu of December 2013; net.cpp (Backward).
     """
 
     TYPE = "Accuracy"
@@ -103,6 +104,10 @@ class Accuracy2013(Layer):
         hits = (p.argmax(1, keepdim=True) == index).to(p.dtype).mean()
         likelihood = -p.gather(1, index).clamp(min=LOG_THRESHOLD).log().mean()
         return [_refusing()(self, bottoms[0], torch.stack([hits, likelihood]).view(1, 2, 1, 1))]
+
+    def loss(self, bottoms: list[Tensor]) -> Tensor:
+        """0, for the net's backward pass to come here."""
+        return _refusing()(self, bottoms[0], bottoms[0].new_zeros(()))
 
 
 @cache

@@ -185,17 +185,17 @@ def _tied_function() -> Any:
 
     class TiedMax(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        def forward(ctx: Any, x: Tensor, window: Window, left: list[Tensor]) -> Tensor:
             y = max_pool(x, window)
             ctx.save_for_backward(x, y)
-            ctx.window = window
+            ctx.window, ctx.left = window, left
             return y
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
             x, y = ctx.saved_tensors
-            return _spread_over_ties(x, y, grad, ctx.window), None
+            return _spread_over_ties(x, ctx.left[-1] if ctx.left else y, grad, ctx.window), None, None
 
     return TiedMax
 
@@ -429,7 +429,8 @@ class Pooling2013(Pooling):
 
     out = ceil((in - kernel) / stride) + 1; no window is dropped, so with stride > kernel the last may be empty.
 
-    MAX         the gradient goes, whole, to everything in the window that equals its maximum.
+    MAX         the gradient goes, whole, to everything in the window that equals its maximum, or what an in-place
+                layer behind leaves in the maximum's place.
     AVE         divisor: the window's size inside the bottom.
     STOCHASTIC  TEST: sum(x^2) / (FLT_MIN + sum(x)).
     """
@@ -439,6 +440,7 @@ class Pooling2013(Pooling):
     LEAST_SUM = FLT_MIN
 
     def read_window(self, bottom: Shape) -> Window:
+        self.left: list[Tensor] | None = None
         check_fields(self, {"pool", "pad", "kernel_size", "stride"})
         for name in ("kernel_size", "stride"):
             positive = getattr(self.p, name) > 0
@@ -446,4 +448,12 @@ class Pooling2013(Pooling):
         return Window((self.p.kernel_size,) * 2, (self.p.stride,) * 2, (0, 0))
 
     def maximum(self, x: Tensor, window: Window) -> Tensor:
-        return _tied_function().apply(x, window) if x.requires_grad else max_pool(x, window)  # type: ignore[no-any-return]
+        self.left = [] if x.requires_grad else None
+        if self.left is None:
+            return max_pool(x, window)
+        return _tied_function().apply(x, window, self.left)  # type: ignore[no-any-return]
+
+    def overwritten(self, top: Tensor) -> None:
+        """A layer behind has changed the top in place."""
+        if self.left is not None:
+            self.left[:] = [top.detach()]
