@@ -81,6 +81,12 @@ class Dialect:
             return False
         return not (own and is_fork_message(kind))
 
+    def enum_value(self, field: FieldKind, number: int) -> int:
+        """The schema's number of an enum value; one that it does not have is `FOREIGN` plus its own."""
+        names = {own: name for name, own in self.enums.get(_enum_name(field), {}).items()}
+        known = field.enum_type.values_by_name.get(names.get(number, ""))
+        return known.number if known else FOREIGN + number if number in names else number
+
 
 def is_fork_message(kind: Kind) -> bool:
     """Whether BVLC Caffe has no such message."""
@@ -177,7 +183,7 @@ def translate(data: bytes, dialect: str, kind: type[Message] = pb.LayerParameter
     own = dialects().get(resolve(dialect))
     if own is None:
         return data
-    return _Rewriter(Tags(data, f"<{kind.DESCRIPTOR.name}>"), _inward(own), _values_inward(own)).run(kind)
+    return _Rewriter(Tags(data, f"<{kind.DESCRIPTOR.name}>"), _inward(own), own.enum_value).run(kind)
 
 
 def restore(data: bytes, dialect: str, kind: type[Message] = pb.LayerParameter) -> bytes:
@@ -221,15 +227,6 @@ def _no_forks(kind: Kind, old: int) -> tuple[int, FieldKind | None]:
     if old >= OURS:
         raise _lacks("BVLC Caffe", f"{kind.name}.{field.name if field else old}")
     return old, field
-
-
-def _values_inward(own: Dialect) -> Revalue:
-    def value(field: FieldKind, old: int) -> int:
-        names = {number: name for name, number in own.enums.get(_enum_name(field), {}).items()}
-        known = field.enum_type.values_by_name.get(names.get(old, ""))
-        return known.number if known else FOREIGN + old if old in names else old
-
-    return value
 
 
 def _values_outward(own: Dialect) -> Revalue:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from caffe_compat.errors import BinaryError, FormatError, TextError, Where, raise_all
 from caffe_compat.mapped import PathName, kind_of, map_file, mostly_text
 from caffe_compat.schema import pb
-from caffe_compat.source import Document
+from caffe_compat.source import Document, UnknownField
 from caffe_compat.tags import DAMAGED, Tags, fits
 from caffe_compat.textformat import parse
 from caffe_compat.wire import read_blob, read_message, refuse_other_kinds
@@ -23,15 +23,19 @@ M = TypeVar("M", bound=Message)
 _NAMES = {pb.NetParameter: "net", pb.SolverParameter: "solver"}
 
 
-def read_document(path: PathName) -> Document:
+def read_document(path: PathName, dialect: str = "") -> Document:
     """Read a net or a solver, as text or binary; blobs in binary nets are left out.
+
+    Args:
+        path: the file.
+        dialect: the fork that wrote a binary file; "" to judge by the file. Text needs none to be read.
 
     Returns:
         The message (NetParameter or SolverParameter) and its source map. Fields that the schema does not have are in
         `map.unknown`; those of a binary file are also kept in the message.
 
     Raises:
-        VggcError: there is no such file, or it may not be read.
+        VggcError: there is no such file or dialect, or it may not be read.
         TextError: text that is neither.
         BinaryError: a binary file that is neither.
     """
@@ -41,16 +45,17 @@ def read_document(path: PathName) -> Document:
     if kind == "text" or (not kind and mostly_text(data[:4096])):
         return _from_text(data, source)
     refuse_other_kinds(data, source, "a net or solver")
-    return read_message(source, _binary_kind(data, source))
+    return read_message(source, _binary_kind(data, source), dialect)
 
 
-def read_net(path: PathName) -> pb.NetParameter:
-    """Read a net of any generation, as text or binary, without blobs.
+def read_net(path: PathName, dialect: str = "") -> pb.NetParameter:
+    """Read a net of any generation, as text or binary, without blobs; `dialect` as for `read_document`.
 
     Raises:
-        FormatError: see `read_document`; also a field in text that Caffe does not have (`read_document` keeps those).
+        FormatError: see `read_document`; also a field in text that neither Caffe nor a known fork has, which
+            `read_document` keeps.
     """
-    return _only(read_document(path), pb.NetParameter)
+    return _only(read_document(path, dialect), pb.NetParameter)
 
 
 def read_solver(path: PathName) -> pb.SolverParameter:
@@ -120,15 +125,16 @@ def _only(document: Document, kind: type[M]) -> M:
         got, wanted = _NAMES[type(message)], _NAMES[kind]  # type: ignore[index]
         remedy = f"give the {wanted}'s own file" + (": see its `net` field" if wanted == "net" else "")
         raise FormatError(f"this is a {got}, not a {wanted}", where=source.source, remedy=remedy)
-    raise_all(
-        TextError(f'Caffe has no field "{unknown.path.rpartition(".")[2]}"', where=unknown.where, remedy=_FOREIGN)
-        for unknown in source.unknown
-        if unknown.where.line
-    )
+    raise_all(_strange(unknown) for unknown in source.unknown if unknown.where.line)
     return message
 
 
-_FOREIGN = "remove it; if it is a fork's, use read_document, which keeps it"
+def _strange(unknown: UnknownField) -> TextError:
+    name = unknown.path.rpartition(".")[2]
+    return TextError(f'neither Caffe nor a known fork has a field "{name}"', where=unknown.where, remedy=_FOREIGN)
+
+
+_FOREIGN = "remove it, or use read_document, which keeps it"
 
 
 # -- net or solver -----------------------------------------------------------------------------------------

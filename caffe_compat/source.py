@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 
 from caffe_compat.errors import Where
+
+if TYPE_CHECKING:
+    from caffe_compat.guessing import Guess
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,14 @@ def _candidates(path: str, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: the message, and where its parts stand."""
+    """A parsed file.
+
+    Attributes:
+        message: what it says.
+        map: where its parts stand.
+        guess: the fork that wrote a binary net; text is judged when it is used.
+    """
 
     message: Message
     map: SourceMap
+    guess: Guess | None = None

@@ -17,8 +17,10 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from caffe_compat.dialects import Dialect, dialects, resolve, translate
 from caffe_compat.errors import BinaryError, Where
 from caffe_compat.generations import V0_TYPES, V1_TYPES
+from caffe_compat.guessing import Guess, guess_file
 from caffe_compat.mapped import PathName, kind_of, map_file
 from caffe_compat.schema import pb
 from caffe_compat.source import Document, SourceMap, UnknownField
@@ -44,36 +46,47 @@ class Model:
         net: the net without blobs, in the file's own generation; fields that the schema does not know are kept.
         weights: the blobs, views of the mapped file.
         map: byte offsets of layers and blobs, unknown fields, warnings.
+        guess: the fork that wrote it.
     """
 
     net: pb.NetParameter
     weights: Weights
     map: SourceMap
+    guess: Guess
 
 
-def read_caffemodel(path: PathName) -> Model:
+def read_caffemodel(path: PathName, dialect: str = "") -> Model:
     """Read a binary net of any generation and size without loading its values.
 
+    Args:
+        path: the file.
+        dialect: the fork that wrote it; "" to judge by the file, "bvlc" for BVLC Caffe.
+
     Raises:
-        VggcError: there is no such file, or it may not be read.
+        VggcError: there is no such file or dialect, or it may not be read.
         BinaryError: it is not a caffemodel, is damaged, or a blob's values do not fill its shape.
     """
     source = os.fspath(path)
-    carved = _carve(map_file(source), source, pb.NetParameter, "a caffemodel")
+    carved = _carve(map_file(source), source, pb.NetParameter, "a caffemodel", dialect)
     layers = _layers(carved)
-    return Model(carved.message, Weights(tuple(layers), source), carved.map(source))
+    return Model(carved.message, Weights(tuple(layers), source), carved.map(source), carved.guess)
 
 
-def read_message(path: PathName, kind: type[M]) -> Document:
+def read_message(path: PathName, kind: type[M], dialect: str = "") -> Document:
     """Read a binary message whole, except for blobs, which are left out unread.
 
+    Args:
+        path: the file.
+        kind: what it is.
+        dialect: as for `read_caffemodel`.
+
     Raises:
-        VggcError: there is no such file, or it may not be read.
+        VggcError: there is no such file or dialect, or it may not be read.
         BinaryError: it is not such a message.
     """
     source = os.fspath(path)
-    carved = _carve(map_file(source), source, kind, f"a binary {kind.DESCRIPTOR.name}")
-    return Document(carved.message, carved.map(source))
+    carved = _carve(map_file(source), source, kind, f"a binary {kind.DESCRIPTOR.name}", dialect)
+    return Document(carved.message, carved.map(source), carved.guess)
 
 
 def read_blob(path: PathName) -> Blob:
@@ -120,6 +133,7 @@ class _Carver:
     """Copies a message without its blobs, and notes what stands where."""
 
     tags: Tags
+    own: Dialect | None = None
     sites: list[_Site] = field(default_factory=list)
     positions: dict[str, Where] = field(default_factory=dict)
     unknown: list[UnknownField] = field(default_factory=list)
@@ -132,23 +146,27 @@ class _Carver:
         kept = start  # bytes before it are in `parts`
         counts: Counter[int] = Counter()
         for part in self.tags.fields(start, end):
-            inner = self.replacement(kind.fields_by_number.get(part.number), part, path, counts)
+            inner = self.replacement(self.meaning(kind, part), part, path, counts)
             if inner is not None:
                 parts += [self.tags.data[kept : part.start], inner]
                 kept = part.end
         self.check_required(kind, counts, path, start)
         return b"".join([*parts, self.tags.data[kept:end]]) if parts else None
 
+    def meaning(self, kind: Any, part: Field) -> Any:
+        """The field, the name of one that only the fork has, or None."""
+        return self.own.field(kind, part.number) if self.own else kind.fields_by_number.get(part.number)
+
     def replacement(self, descriptor: Any, part: Field, path: str, counts: Counter[int]) -> bytes | None:
         """What stands for the field in the copy; None when it stays as it is."""
-        if descriptor is None or not fits(descriptor, part.wire):
+        if descriptor is None or isinstance(descriptor, str) or not fits(descriptor, part.wire):
             self.spend(part)
             self.stranger(descriptor, part, path)
             return None
         inside = f"{path}.{descriptor.name}" if path else descriptor.name
         if not descriptor.has_presence:  # in proto2 only repeated fields have none
-            inside += f"[{counts[part.number]}]"
-        counts[part.number] += 1
+            inside += f"[{counts[descriptor.number]}]"
+        counts[descriptor.number] += 1
         if descriptor.type == FieldDescriptor.TYPE_MESSAGE:
             return self.child(descriptor, part, inside)
         self.spend(part)
@@ -189,6 +207,9 @@ class _Carver:
 
     def stranger(self, descriptor: Any, part: Field, path: str) -> None:
         """Note a field that the schema does not have, or has with another type; protobuf keeps it."""
+        if isinstance(descriptor, str):
+            self.note_unknown(part, f"{path}.{descriptor}" if path else descriptor)
+            return
         if descriptor is not None and not path:
             kind = descriptor.containing_type.name
             what = f"field #{part.number} ({descriptor.name}) is of type {WIRE_NAMES[part.wire]}: this is no {kind}"
@@ -213,7 +234,8 @@ class _Carver:
     def check_enum(self, descriptor: Any, part: Field, path: str) -> None:
         """protobuf moves enum values that it does not know to the unknown fields."""
         value = self.tags.varint(part.value, part.end)[0]
-        if value not in descriptor.enum_type.values_by_number:
+        meant = self.own.enum_value(descriptor, value) if self.own else value
+        if meant not in descriptor.enum_type.values_by_number:
             self.note_unknown(part, path, f"{descriptor.name}: {value}")
 
     def check_required(self, kind: Any, counts: Counter[int], path: str, start: int) -> None:
@@ -254,21 +276,26 @@ class _Carved(Generic[M]):
 
     message: M
     carver: _Carver
+    guess: Guess
 
     def map(self, source: str) -> SourceMap:
         carver = self.carver
         return SourceMap(source, carver.positions, tuple(carver.unknown), tuple(carver.warnings))
 
 
-def _carve(data: mmap.mmap | bytes, source: str, kind: type[M], wanted: str) -> _Carved[M]:
+def _carve(data: mmap.mmap | bytes, source: str, kind: type[M], wanted: str, dialect: str) -> _Carved[M]:
     refuse_other_kinds(data, source, wanted)
-    carver = _Carver(Tags(data, source))
+    guess = Guess(resolve(dialect), ("asked for",)) if dialect else Guess()
+    if kind is pb.NetParameter and not dialect:
+        guess = guess_file(data, source)
+    carver = _Carver(Tags(data, source), dialects().get(guess.dialect))
     small = carver.message(kind.DESCRIPTOR, 0, len(data))
-    message = _parse(carver.tags, kind, data[:] if small is None else small, 0)
+    small = translate(data[:] if small is None else small, guess.dialect, kind)
+    message = _parse(carver.tags, kind, small, 0)
     if not message.ListFields() or (isinstance(message, pb.NetParameter) and not (message.layer or message.layers)):
         lacks = "layers" if isinstance(message, pb.NetParameter) else "field of one"
         raise carver.tags.error(0, f"this is not {wanted}: it has no {lacks}", DAMAGED)
-    return _Carved(message, carver)
+    return _Carved(message, carver, guess)
 
 
 def _parse(tags: Tags, kind: type[M], data: bytes, offset: int) -> M:
@@ -353,7 +380,7 @@ class _BlobReader:
         at, end = self.site.field.value, self.site.field.end
         while at < end:
             part = self.tags.field(at, end)
-            descriptor = _BLOB.fields_by_number.get(part.number)
+            descriptor = self.carver.meaning(_BLOB, part)
             name = descriptor.name if descriptor is not None and fits(descriptor, part.wire) else ""
             at = part.end
             if name in _NUMBERS:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from caffe_compat.dialects import BVLC, dialects, forks_with_type
 from caffe_compat.errors import LayerError, UnknownLayerError, Where
 from caffe_compat.schema import pb
 
@@ -29,7 +30,7 @@ class Context:
     Attributes:
         phase: "TRAIN" or "TEST".
         profile: "bvlc" (the last BVLC commit) or "dec2013".
-        dialect: the fork whose layer meanings take precedence, "" for none.
+        dialect: the short name of the fork whose layers take precedence, "" for none, "bvlc" to refuse those of forks.
         folder: paths inside the net (HDF5 lists, infogain matrices) are relative to it.
         state: a free slot for layers that share something across the net (weights in "python_layers", ...).
     """
@@ -80,6 +81,8 @@ class Layer:
     """Profiles in which this class defines TYPE."""
     DIALECTS: ClassVar[tuple[str, ...]] = ()
     """Forks that define this layer so; () = BVLC Caffe itself."""
+    FORK_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Paths of forks' fields outside PARAM, or in a message of BVLC's, that this class follows; others are refused."""
     BOTTOMS: ClassVar[tuple[int, int | None]] = (1, 1)
     """Fewest and most bottoms (None: any number)."""
     TOPS: ClassVar[tuple[int, int | None]] = (1, 1)
@@ -213,6 +216,8 @@ class Layer:
 
 L = TypeVar("L", bound=type[Layer])
 
+REGISTER = "register it with caffe_compat.register_layer"
+
 _REGISTRY: dict[tuple[str, str], type[Layer]] = {}
 """(type, profile or dialect) -> layer."""
 
@@ -245,27 +250,51 @@ def registered() -> list[tuple[str, str, type[Layer]]]:
     return sorted((kind, scope, cls) for (kind, scope), cls in _REGISTRY.items() if kind)
 
 
+def implementation(kind: str, dialect: str) -> type[Layer] | None:
+    """The class for a layer type that a dialect has, also when it is registered under a fork that defines it alike."""
+    load_all()
+    if (kind, dialect) in _REGISTRY:
+        return _REGISTRY[kind, dialect]
+    own = dialects().get(dialect)
+    origin = own.types.get(kind) if own else None
+    alike = (name for name, other in dialects().items() if origin and other.types.get(kind) == origin)
+    return next((_REGISTRY[kind, name] for name in alike if (kind, name) in _REGISTRY), None)
+
+
 def find_layer(kind: str, context: Context, where: Where | None = None) -> type[Layer]:
     """The class for a type string in a profile and dialect.
 
-    A dialect comes first, then the profile, then any fork that alone has the type.
+    A dialect comes first, then the profile, then, unless the dialect is "bvlc", any fork that alone has the type.
 
     Raises:
         UnknownLayerError: nothing has that type, or several forks disagree about it.
     """
-    load_all()
-    for scope in (context.dialect, context.profile):
-        if (kind, scope) in _REGISTRY:
-            return _REGISTRY[kind, scope]
-    forks = {cls.__qualname__: (scope, cls) for (k, scope), cls in _REGISTRY.items() if k == kind and cls.DIALECTS}
+    found = implementation(kind, context.dialect) if context.dialect else None
+    if found is not None:
+        return found
+    own = dialects().get(context.dialect)
+    forks: dict[type[Layer], str] = {}
+    if own is None or kind not in own.types:
+        load_all()
+        if (kind, context.profile) in _REGISTRY:
+            return _REGISTRY[kind, context.profile]
+        known = [] if context.dialect == BVLC else sorted(_REGISTRY.items(), key=lambda item: item[0])
+        forks = {cls: scope for (k, scope), cls in reversed(known) if k == kind and cls.DIALECTS}
     if len(forks) == 1:
-        return next(iter(forks.values()))[1]
-    raise _unknown(kind, context, sorted(scope for scope, _ in forks.values()), where or Where())
+        return next(iter(forks))
+    raise _unknown(kind, context, sorted(forks.values()), where or Where())
 
 
 def _unknown(kind: str, context: Context, forks: list[str], where: Where) -> UnknownLayerError:
+    own = dialects().get(context.dialect)
     if forks:
         what = f'layer type "{kind}" means different things in {", ".join(forks)}'
-        return UnknownLayerError(what, where=where, remedy="name the dialect")
-    what = f'unknown layer type "{kind}" under profile {context.profile}'
-    return UnknownLayerError(what, where=where, remedy="register it with caffe_compat.register_layer")
+        return UnknownLayerError(what, where=where, remedy=f"name the fork with --dialect: {', '.join(forks)}")
+    if own is not None and kind in own.types:
+        what = f'layer type "{kind}" of {own.name} is not supported'
+        return UnknownLayerError(what, where=where, remedy=REGISTER)
+    what, having = f'unknown layer type "{kind}" under profile {context.profile}', forks_with_type(kind)
+    supported = [name for name in having if implementation(kind, name)]
+    if having:
+        what += f"; it exists in {', '.join(having)}"
+    return UnknownLayerError(what, where=where, remedy=f"use --dialect {supported[0]}" if supported else REGISTER)

@@ -96,14 +96,14 @@ def test_net_and_solver_confused(tmp_path: Path) -> None:
 
 
 def test_unknown_fields_of_text(tmp_path: Path) -> None:
-    text = 'layer { name: "a" permute_param { order: 0 } }\nlayer { norm_param { } }'
+    text = 'layer { name: "a" turn_param { order: 0 } }\nlayer { twist_param { } }'
     path = written(tmp_path, text)
-    assert [u.path for u in read_document(path).map.unknown] == ["layer[0].permute_param", "layer[1].norm_param"]
+    assert [u.path for u in read_document(path).map.unknown] == ["layer[0].turn_param", "layer[1].twist_param"]
     with pytest.raises(Problems) as caught:
         read_net(path)
     assert [(e.where.line, e.where.column) for e in caught.value.errors] == [(1, 19), (2, 9)]
-    with pytest.raises(TextError, match='Caffe has no field "norm_param"'):
-        parse_net('layer { name: "b" norm_param { } }')
+    with pytest.raises(TextError, match='neither Caffe nor a known fork has a field "twist_param"'):
+        parse_net('layer { name: "b" twist_param { } }')
 
 
 def test_unknown_fields_of_binary_nets_are_kept(tmp_path: Path) -> None:
