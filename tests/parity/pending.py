@@ -18,7 +18,6 @@ PENDING_TYPES: frozenset[str] = frozenset(
         "Proposal",
         "ROIPooling",
         "data (2013)",
-        "quirk (2013)",
         "solver (2013)",
     }
 )
