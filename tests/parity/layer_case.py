@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from caffe_compat.dialects import resolve
 from caffe_compat.module import Net
 from tests.parity.cases import Case
 from tests.parity.compare import Comparison
@@ -21,6 +22,11 @@ WRITING = frozenset({"AnnotatedData", "Data", "HDF5Output"})
 def prototxt(case: Case) -> Path:
     """The case's net."""
     return case.path(f"{case.id}.prototxt")
+
+
+def dialect(case: Case) -> str:
+    """The fork that the case belongs to, "" for none; the index names its repository."""
+    return resolve(case.entry.get("dialect", ""))
 
 
 def run_case(case: Case, scratch: Path, tolerance: Tolerance, compare: Comparison) -> None:
@@ -41,7 +47,7 @@ def run_record(case: Case, record: Record, net_file: Path, tolerance: Tolerance,
         phase=record.phase,
         stages=options.get("stages", ()),
         level=options.get("level", 0),
-        dialect=case.entry.get("dialect", ""),
+        dialect=dialect(case),
     )
     as_is = "inplace_asis" in case.tags  # Caffe overwrites an operand there; reproducing that is optional
     replay = Replay(

@@ -15,8 +15,6 @@ PENDING_SECTIONS: frozenset[str] = frozenset(
 PENDING_TYPES: frozenset[str] = frozenset(
     {
         "Interp",  # forks
-        "Proposal",
-        "ROIPooling",
         "data (2013)",
         "solver (2013)",
     }

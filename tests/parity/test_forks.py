@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.parity.cases import Case, Folders, fork_cases
 from tests.parity.compare import Comparison, comparing
-from tests.parity.layer_case import prototxt, run_case
+from tests.parity.layer_case import dialect, prototxt, run_case
 from tests.parity.nets import load, parameters
 from tests.parity.pixels import pixel_tolerance
 from tests.parity.records import Record
@@ -27,7 +27,7 @@ def test_forks(case: Case, tmp_path: Path) -> None:
 
 def check_weights(case: Case, weights: Path, compare: Comparison) -> None:
     """The same parameters as in the records, read from the fork's binary file."""
-    net = load(prototxt(case), weights, dialect=case.entry.get("dialect", ""), strict=False)
+    net = load(prototxt(case), weights, dialect=dialect(case), strict=False)
     own = parameters(net)
     for key, want in Record(case.files(".npz")[0]).params("param").items():
         got = own[key].reshape(want.shape) if key in own else None
