@@ -9,7 +9,7 @@ GetLearningRateAndWeightDecay) and the layers' SetUp of that commit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
@@ -19,6 +19,9 @@ from caffe_compat.layers.base import Layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
 from caffe_compat.upgrade import Upgraded, Work, generation_of, put_field, refuse_mixture, upgrade_net
+
+if TYPE_CHECKING:
+    from caffe_compat.graph import Graph, Node
 
 PROFILE = "dec2013"
 REMEDY = "use profile bvlc (--profile bvlc)"
@@ -227,3 +230,23 @@ def check_multipliers(layer: Layer, blobs: int) -> None:
         layer.check(len(values) in (0, blobs), what, field=f"{name}[0]", remedy=remedy)
         for index, value in enumerate(values):
             layer.check(value >= 0, f"{name} {value:g} is negative", field=f"{name}[{index}]", remedy="make it >= 0")
+
+
+def training_notes(graph: Graph) -> Iterator[str]:
+    """What surprises in a net of phase TRAIN: layers that do not learn, gradients that are not that Caffe's."""
+    for index, node in enumerate(graph.nodes):
+        name, kind, needed = node.layer.name, node.layer.TYPE, graph.backward.layers[index]
+        if node.params and not needed:
+            yield f'layer "{name}" gets no gradient: neither its blobs_lr nor that of a layer below is stated above 0'
+        if "Loss" in kind and not needed:
+            yield f'the loss of layer "{name}" counts as 0: nothing below it learns'
+        for other in overwriters(graph, index) if needed and kind in ("LRN", "Softmax") else ():
+            what = f'that Caffe would use what "{other.layer.name}" leaves in its top'
+            yield f'the gradient of layer "{name}" is the true one; {what}'
+
+
+def overwriters(graph: Graph, index: int) -> list[Node]:
+    """The layers that change the first top of a node in place, and not only where its gradient is 0, as ReLU does."""
+    tops, later = graph.nodes[index].tops, graph.nodes[index + 1 :]
+    changing = [node for node in later if node.layer.TYPE in ("BNLL", "Dropout")]
+    return [node for node in changing if tops and tops[0].blob == node.bottoms[0].blob == node.tops[0].blob]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -152,7 +152,9 @@ class Graph:
         builder.build(_included(upgraded.net, context.phase, stages, level, builder))
         if not collect:
             raise_all(builder.problems)
-        return builder.finish()
+        graph = builder.finish()
+        learns = context.profile == DEC2013 and context.phase == "TRAIN"
+        return replace(graph, notes=(*graph.notes, *dec2013.training_notes(graph))) if learns else graph
 
     @property
     def params(self) -> dict[str, tuple[Shape, ...]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from caffe_compat.dec2013 import PROFILE
+from caffe_compat.dec2013 import PROFILE, overwriters
 from caffe_compat.errors import Problems, VggcError, Where
 from caffe_compat.graph import Graph, Node, newest
 from caffe_compat.layers.base import Context, Shape
@@ -56,12 +56,6 @@ class _Place:
         """The layer that reads the first top first, also one that could not be built."""
         blob = self.node.tops[0].blob
         return next((layer for layer in self.graph.net.layer if blob in layer.bottom), None)
-
-    def overwriters(self) -> list[Node]:
-        """The layers that change the first top in place, and not only where its gradient is 0."""
-        blob = self.node.tops[0].blob
-        later = self.graph.nodes[self.index + 1 :]
-        return [n for n in later if n.layer.TYPE in ("BNLL", "Dropout") and n.tops[0].blob == n.bottoms[0].blob == blob]
 
 
 Rule = Callable[[_Place], Iterator[str]]
@@ -171,7 +165,7 @@ def _pooling(place: _Place) -> Iterator[str]:
         yield f"top {_text(size)}; bvlc {_text(later)}, as its last window must start inside the image"
     if layer.p.pool == pb.PoolingParameter.MAX and place.learns:
         yield "in training every element that equals the maximum gets the whole gradient; bvlc: the first one alone"
-        for node in place.overwriters():
+        for node in overwriters(place.graph, place.index):
             what = f'its gradient goes to elements that equal what "{node.layer.name}" has left in its top'
             yield f"{what}; bvlc: to the maxima"
     if layer.p.pool == pb.PoolingParameter.STOCHASTIC and layer.phase == "TEST":
