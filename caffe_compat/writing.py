@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +16,24 @@ from caffe_compat.errors import VggcError
 
 REMEDIES = {
     errno.ENOSPC: "free some space; nothing was changed",
+    errno.EDQUOT: "free some space; nothing was changed",
+    errno.EFBIG: "nothing was changed; write to a file system, or with a limit (ulimit -f), that allows such a size",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
     errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "choose a folder, not a file, to write into",
     errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
+_STEM = 48
+"""Characters of the target's name that its temporary name has; the longest name that fits stays below 255 bytes."""
+
+
+def write_failed(path: Path, error: OSError) -> VggcError:
+    """An OSError while writing, as an error with a remedy."""
+    remedy = REMEDIES.get(error.errno or 0, "nothing was changed")
+    return VggcError(f"cannot be written: {error.strerror or error}", where=str(path), remedy=remedy)
 
 
 @contextmanager
@@ -30,23 +44,62 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         VggcError: it cannot be written; whatever stood under `path` is untouched.
     """
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        descriptor, temporary = create_part(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
                 file.flush()
-                os.fchmod(descriptor, 0o666 & ~_umask())
                 os.fsync(descriptor)
-            os.replace(name, path)
+                os.replace(temporary, path)
         finally:
             with suppress(FileNotFoundError):
-                os.unlink(name)
+                temporary.unlink()
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "nothing was changed")
-        raise VggcError(f"cannot be written: {error.strerror or error}", where=str(path), remedy=remedy) from error
+        raise write_failed(path, error) from error
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def create_part(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, to be renamed to it: its descriptor, open for reading and writing, and its name.
+
+    It is locked for as long as the descriptor is open, so that another run can tell it from what a killed run left
+    behind; such remains of the same target are removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    remove_remains(path)
+    while True:
+        temporary = path.with_name(f".{path.name[:_STEM]}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _lock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, temporary
+        os.close(descriptor)  # another run has taken it for remains before it was locked
+
+
+def remove_remains(path: Path) -> None:
+    """Remove temporary files of `path` whose process is gone, whatever ended it."""
+    ours = re.compile(rf"\.{re.escape(path.name[:_STEM])}\.[0-9a-f]{{8}}\.part")
+    with os.scandir(path.parent) as entries:
+        found = [entry.path for entry in entries if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
+    for name in found:
+        with suppress(OSError):
+            _remove_unlocked(name)
+
+
+def _remove_unlocked(name: str) -> None:
+    descriptor = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            os.unlink(name)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Whether the lock was got; some network file systems have none."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        return False
+    return True
