@@ -118,6 +118,15 @@ class Problems(VggcError):
         return "\n".join(map(str, self.errors))
 
 
+def one_line(text: str, limit: int = 4000) -> str:
+    """Text for a terminal: what it would obey instead of showing becomes an escape (`\\x1b`, `\\n`).
+
+    Names come from files, and files may be hostile.
+    """
+    shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
 def raise_all(errors: Iterable[VggcError]) -> None:
     """Raise nothing, the only error, or `Problems` with all of them."""
     found = list(errors)

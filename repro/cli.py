@@ -108,8 +108,11 @@ def _failed(error: Exception, debug: bool) -> int:
 
 
 def _say(lines: Sequence[str]) -> None:
+    """Print messages; names in them come from files, which may hold anything."""
+    from caffe_compat.errors import one_line
+
     for line in lines:
-        click.echo(f"vggc: {line}", err=True)
+        click.echo(f"vggc: {one_line(line)}", err=True)
 
 
 def _name(error: OSError) -> str:
