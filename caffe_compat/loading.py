@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
-from caffe_compat.errors import FormatError
+from caffe_compat.errors import FormatError, GraphError
 from caffe_compat.graph import Graph, newest
 from caffe_compat.layers.base import Context
 from caffe_compat.mapped import kind_of, map_file
@@ -53,6 +53,7 @@ class Opened:
         weights: all blobs of the weight file, None when there was none.
         bound: the blobs that fit the graph, with the report.
         notes: sentences: what was upgraded, replaced, dropped.
+        losses: those of the notes that go beyond Caffe's own upgrade: parts of the file that the graph has not.
     """
 
     graph: Graph
@@ -61,6 +62,7 @@ class Opened:
     weights: Weights | None = None
     bound: Bound | None = None
     notes: tuple[str, ...] = field(default=())
+    losses: tuple[str, ...] = field(default=())
 
 
 def open_net(
@@ -88,13 +90,13 @@ def open_net(
         WeightsError: the weights do not fit.
     """
     state = state or State()
-    document, carried = _read(Path(net))
+    document, carried = _read(Path(net), state.profile)
     blobs = read_weights(weights) if weights is not None else carried
     upgraded = newest(_net(document), state.profile, document.map)
-    notes = [*upgraded.notes, *map(str, upgraded.problems)]
+    losses = [*map(str, upgraded.problems)]
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state)
-        notes += replaced
+        losses += replaced
     context = Context(state.phase, state.profile, state.dialect, str(Path(net).parent))
     context.state["python_layers"] = state.python_layers
     graph = Graph.from_upgraded(
@@ -106,9 +108,10 @@ def open_net(
         source=document.map,
         collect=collect,
     )
-    graph = replace(graph, notes=tuple(notes))
+    notes = tuple(dict.fromkeys((*upgraded.notes, *losses, *graph.notes)))
+    graph = replace(graph, notes=notes)
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
-    return Opened(graph, _net(document), upgraded.generation, blobs, bound, tuple(notes))
+    return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses))
 
 
 def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tuple[Upgraded, Sequence[str]]:
@@ -126,24 +129,28 @@ def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tupl
     return replace(upgraded, net=made.net, origins=origins), made.notes
 
 
-def _read(path: Path) -> tuple[Document, Weights | None]:
+def _read(path: Path, profile: str) -> tuple[Document, Weights | None]:
     """The net of a file, and the weights that it carries."""
     kind = kind_of(map_file(path))
     if kind.name == "safetensors":
-        return _carried_net(read_weights(path))
+        return _carried_net(read_weights(path), profile)
     if kind.name in ("HDF5", "zip"):
-        what = f"a {kind.name} file holds weights without a net"
-        raise FormatError(what, where=str(path), remedy="give the net (.prototxt) too")
+        what = f"this {kind.name} file holds weights without a net"
+        raise FormatError(what, where=str(path), remedy="give the net (.prototxt) too (--net)")
     if kind.name:
         return read_document(path), None
     model = read_caffemodel(path)
     return Document(model.net, model.map), model.weights
 
 
-def _carried_net(weights: Weights) -> tuple[Document, Weights]:
+def _carried_net(weights: Weights, profile: str) -> tuple[Document, Weights]:
     if "caffe_net" not in weights.metadata:
-        remedy = "give the net (.prototxt) too"
+        remedy = "give the net (.prototxt) too (--net)"
         raise FormatError("this safetensors file does not carry its net", where=weights.source, remedy=remedy)
+    meant = weights.metadata.get("caffe_profile", profile)
+    if meant != profile:
+        what = f"its net was converted under profile {meant}, not {profile}"
+        raise GraphError(what, where=weights.source, remedy=f"use profile {meant} (--profile {meant})")
     return parse(weights.metadata["caffe_net"], pb.NetParameter, weights.source), weights
 
 

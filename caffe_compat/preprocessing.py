@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from caffe_compat.errors import FormatError
 from caffe_compat.schema import pb
 from caffe_compat.upgrade import upgrade
 
@@ -30,3 +33,18 @@ def preprocessing(net: pb.NetParameter) -> dict[str, Any]:
     if image.new_height or image.new_width:
         entries["resize"] = [image.new_height, image.new_width]
     return entries
+
+
+def carried(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a converted file says under "preprocessing"; {} when it says nothing.
+
+    Raises:
+        FormatError: the entry is no table.
+    """
+    try:
+        found = json.loads(metadata.get("preprocessing", "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FormatError('the metadata entry "preprocessing" is no JSON table', remedy="convert the model again")
+    return found

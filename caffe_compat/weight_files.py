@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from caffe_compat.mapped import PathName, kind_of, map_file
 from caffe_compat.weights import Weights
@@ -25,7 +26,8 @@ def read_weights(path: PathName) -> Weights:
 def _caffemodel(source: str) -> Weights:
     from caffe_compat.wire import read_caffemodel
 
-    return read_caffemodel(source).weights
+    model = read_caffemodel(source)
+    return replace(model.weights, notes=tuple(model.map.warnings))
 
 
 def _hdf5(source: str) -> Weights:
