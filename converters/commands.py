@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from caffe_compat.errors import ConversionError
+from caffe_compat.errors import one_line
+from caffe_compat.loading import State
 from converters.convert import FORMATS, Options, Report
 from converters.convert import convert as run_convert
 from converters.names import SCHEMES
@@ -66,13 +69,12 @@ def convert(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert SRC, a .caffemodel of any generation, to every DST (.safetensors, .pt, .onnx, .h5).
+    """Convert SRC to every DST (.safetensors, .pt, .onnx, .h5).
 
-    With SRC alone, <stem>.safetensors is written beside it. A .caffemodel carries its net: data and loss layers are
-    replaced by inputs and a Softmax, and the summary says so.
+    SRC is a .caffemodel of any generation or a .safetensors that carries its net; with --net or --weights-only also
+    an .h5 or .pt. With SRC alone, <stem>.safetensors is written beside it. Data and loss layers are replaced by inputs
+    and a Softmax, and the summary says so. Either all targets are written or none.
     """
-    from caffe_compat.loading import State
-
     state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
     options = Options(net, names, opset, not static_batch, strict, force, weights_only, state)
     with _bars(source, quiet=as_json) as bars:
@@ -83,47 +85,35 @@ def convert(
 def _targets(source: Path, targets: tuple[Path, ...], formats: tuple[str, ...]) -> list[Path]:
     stem = source.name.removesuffix(".h5").removesuffix(".caffemodel") if ".caffemodel" in source.name else source.stem
     beside = [source.with_name(f"{stem}.{name}") for name in formats]
-    found = [*targets, *beside] or [source.with_name(f"{stem}.safetensors")]
-    if len(set(found)) < len(found):
-        raise ConversionError("two targets have the same name", remedy="name each target once")
-    return found
+    return [*targets, *beside] or [source.with_name(f"{stem}.safetensors")]
 
 
-class _bars:
+@contextmanager
+def _bars(source: Path, quiet: bool) -> Iterator[Callable[[Path], Progress] | None]:
     """A progress bar a target, on a terminal and for large files only."""
+    size = source.stat().st_size if source.is_file() else 0
+    if quiet or size < LARGE or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    def __init__(self, source: Path, quiet: bool) -> None:
-        self._source, self._quiet = source, quiet
-
-    def __enter__(self) -> Callable[[Path], Progress] | None:
-        import sys
-
-        self._progress = None
-        size = self._source.stat().st_size if self._source.is_file() else 0
-        if self._quiet or size < LARGE or not sys.stderr.isatty():
-            return None
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        self._progress = bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        bar.start()
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
 
         def start(path: Path) -> Callable[[int], None]:
-            task = bar.add_task(path.name, total=size)
+            task = bar.add_task(one_line(path.name), total=size)
             return lambda n: bar.update(task, advance=n)
 
-        return start
-
-    def __exit__(self, *_error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        yield start
 
 
 def _summary(report: Report) -> str:
+    kind = f"{report.format} {report.generation}".rstrip()
     layers = "net not built" if report.layers is None else f"{report.layers} layers"
     lines = [
-        f"{report.source}: {report.generation}, {layers}, {report.parameters:,} parameters",
+        f"{report.source}: {kind}, {layers}, {report.parameters:,} parameters",
         f"  {report.source_bytes:,} bytes, sha256 {report.source_sha256}",
         *(f"  note: {note}" for note in report.notes),
     ]
@@ -131,4 +121,4 @@ def _summary(report: Report) -> str:
         lines.append(f"wrote {result.path} ({result.format}) in {result.seconds:.2f} s")
         lines.append(f"  {result.bytes:,} bytes, sha256 {result.sha256}")
     lines.append(f"done in {report.seconds:.2f} s")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from caffe_compat.errors import ConversionError, WeightsError, raise_all
-from caffe_compat.loading import Opened, State, open_net
-from caffe_compat.preprocessing import preprocessing
+from caffe_compat.errors import ConversionError, UpgradeError, VggcError, WeightsError, raise_all
+from caffe_compat.loading import State, open_net
+from caffe_compat.mapped import kind_of, map_file
+from caffe_compat.preprocessing import carried, preprocessing
+from caffe_compat.weight_files import read_weights
+from caffe_compat.weights import Weights
+from caffe_compat.wire import read_caffemodel
 from converters import names as naming
 from converters.model import Model
 from converters.streaming import Payloads, Progress, Target
@@ -44,7 +51,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One file written."""
+    """One file written. Weights that lie beside an ONNX model have the format "onnx data"."""
 
     path: str
     format: str
@@ -59,10 +66,11 @@ class Report:
 
     Attributes:
         source, source_bytes, source_sha256: the file read.
-        generation: "V0", "V1" or "V2".
-        layers: in the net that was converted, Input layers not counted; None when the net cannot be built.
+        format: "caffemodel", "hdf5", "safetensors" or "pt".
+        generation: "V0", "V1" or "V2" of the net; "" when only weights were read.
+        layers: in the net that was converted, Input layers not counted; None when the net was not built.
         parameters: values in all parameter blobs, shared ones once.
-        notes: sentences: replaced, dropped, cast, ignored.
+        notes: sentences: upgraded, replaced, dropped, cast, ignored.
         results: in the order of the targets.
         seconds: in all.
     """
@@ -70,6 +78,7 @@ class Report:
     source: str
     source_bytes: int
     source_sha256: str
+    format: str
     generation: str
     layers: int | None
     parameters: int
@@ -130,86 +139,161 @@ def convert(
     """Convert a model to every target.
 
     Args:
-        source: a .caffemodel of any generation, or any weight file together with `options.net`.
+        source: a .caffemodel of any generation or a .safetensors that carries its net; with `options.net` or
+            `options.weights_only` also other weights: .h5, .pt.
         targets: their suffixes say the formats.
         options: see Options.
         progress: gives for each target a function that is called with bytes written.
 
     Raises:
-        VggcError: nothing is left behind but targets that were already complete.
+        VggcError: no target was changed, unless renaming one of several finished files failed.
     """
     began = time.perf_counter()
     options = options or Options()
-    kinds = [format_of(target) for target in targets]
-    _check_targets(source, targets, options)
-    payloads = Payloads()
-    pending = payloads.source(str(source)).sha256() if source.is_file() else None
-    opened = _open(source, options)
-    model = _model(opened, options)
-    if options.strict and model.notes:
-        raise_all(
-            [ConversionError(note, where=str(source), remedy="leave out --strict to accept it") for note in model.notes]
-        )
-    results = []
-    for target, kind in zip(targets, kinds, strict=True):
-        results.append(_write(model, target, kind, options, payloads, progress))
+    kinds = _check(source, targets, options)
+    with Payloads() as payloads, ExitStack() as stack:
+        original = payloads.source(os.fspath(source))
+        original.hash()
+        prepared = prepare(source, options)
+        made: list[Target] = []
+        results: list[Result] = []
+        for path, kind in zip(targets, kinds, strict=True):
+            made.append(stack.enter_context(Target(path, progress(path) if progress else None)))
+            results += _write(prepared.model, made[-1], kind, options, payloads)
+        payloads.check()
+        for target in made:
+            target.rename()
+        sha256 = original.sha256()
+    return _report(source, sha256, prepared, results, time.perf_counter() - began)
+
+
+# -- what is there -----------------------------------------------------------------------------------------
+
+
+def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]:
+    """The formats of the targets; refuses names that cannot be read or written."""
+    if kind_of(map_file(source)).name == "text":
+        remedy = "give the weights (.caffemodel) as SRC, and this file with --net if it is their net"
+        raise WeightsError("this is text, without weights", where=str(source), remedy=remedy)
+    if options.net and options.weights_only:
+        raise ConversionError("--net is of no use with --weights-only", remedy="leave one out")
+    read = [path for path in (source, options.net) if path and path.exists()]
+    kinds: list[str] = []
+    problems: list[VggcError] = []
+    for target in targets:
+        try:
+            kinds.append(format_of(target))
+            _check_target(target, read, options)
+        except VggcError as error:
+            problems.append(error)
+    problems += _twice(targets)
+    raise_all(problems)
+    return kinds
+
+
+def _check_target(target: Path, read: Sequence[Path], options: Options) -> None:
+    where = str(target)
+    if target.is_dir():
+        raise ConversionError("the target is a folder", where=where, remedy="name a file in it")
+    if target.exists() and any(target.samefile(path) for path in read):
+        raise ConversionError("the target is also read from", where=where, remedy="name another target")
+    if os.path.lexists(target) and not options.force:
+        raise ConversionError("the target exists", where=where, remedy="use --force to replace it")
+    if not target.parent.is_dir():
+        raise ConversionError("there is no such folder", where=str(target.parent), remedy="create it first")
+
+
+def _twice(targets: Sequence[Path]) -> Iterator[ConversionError]:
+    """An error for each file that comes a second time, however its folder is spelt."""
+    seen: set[str] = set()
+    for target in targets:
+        place = os.path.join(os.path.realpath(target.parent), target.name)
+        if place in seen:
+            yield ConversionError("two targets are the same file", where=str(target), remedy="name each target once")
+        seen.add(place)
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be written, and where it comes from."""
+
+    model: Model
+    generation: str
+
+
+def prepare(source: Path, options: Options) -> Prepared:
+    """Read a model and give its weights the names asked for.
+
+    Raises:
+        VggcError: the files cannot be read, the net cannot be built, the weights do not fit it; or, when
+            `options.strict`, something would be dropped, replaced or cast. `Problems` when there are several.
+    """
+    if options.weights_only:
+        weights = read_weights(source)
+        ready = carried(weights.metadata) or _of_caffemodel(source, weights)
+        prepared, losses = Prepared(Model(None, {}, weights, weights.notes, ready), ""), weights.notes
+    else:
+        prepared, losses = _with_net(source, options)
+    if options.strict:
+        remedy = "leave out --strict to accept it"
+        raise_all(ConversionError(loss, where=str(source), remedy=remedy) for loss in losses)
+    return replace(prepared, model=naming.rename(prepared.model, options.names))
+
+
+def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]]:
+    """The model with the net from --net or from the source itself, and what is lost.
+
+    Data and loss layers are always replaced.
+    """
+    net, weights = (options.net, source) if options.net else (source, None)
+    opened = open_net(net, weights, options.state, deploy=True, collect=True)
+    raise_all(opened.graph.problems)
+    if opened.weights is None or opened.bound is None:
+        raise WeightsError("there are no weights", where=str(source), remedy="give a .caffemodel")
+    read = (*opened.graph.source.warnings, *opened.weights.notes)
+    losses = tuple(dict.fromkeys((*opened.losses, *opened.bound.notes, *read)))
+    notes = tuple(dict.fromkeys((*opened.notes, *losses)))
+    ready = preprocessing(opened.original) or carried(opened.weights.metadata) or _of_caffemodel(source, opened.weights)
+    return Prepared(Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready), opened.generation), losses
+
+
+def _of_caffemodel(source: Path, weights: Weights) -> Mapping[str, Any]:
+    """What the net inside a caffemodel says of its images, when another net is used in its place."""
+    if weights.format != "caffemodel":
+        return {}
+    try:
+        return preprocessing(read_caffemodel(source).net)
+    except UpgradeError:
+        return {}
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+def _write(model: Model, target: Target, kind: str, options: Options, payloads: Payloads) -> list[Result]:
+    """Write one target, still under its temporary name; what it consists of, the file itself first."""
+    began = time.perf_counter()
+    FORMATS[kind](model, target, payloads, options)
+    target.finish()
+    seconds = time.perf_counter() - began
+    parts = [(target, kind), *((data, f"{kind} data") for data in target.companions)]
+    return [Result(str(part.path), name, part.size, part.sha256, seconds) for part, name in parts]
+
+
+def _report(source: Path, sha256: str, prepared: Prepared, results: Sequence[Result], seconds: float) -> Report:
+    model, graph = prepared.model, prepared.model.graph
     return Report(
         source=str(source),
         source_bytes=source.stat().st_size,
-        source_sha256=pending.result() if pending else "",
-        generation=opened.generation,
-        layers=_layer_count(model),
+        source_sha256=sha256,
+        format=model.weights.format,
+        generation=prepared.generation,
+        layers=None if graph is None else sum(node.layer.TYPE != "Input" for node in graph.nodes),
         parameters=sum(item.blob.values.size for item in model.blobs()),
         notes=model.notes,
         results=tuple(results),
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
-
-
-def _layer_count(model: Model) -> int | None:
-    return sum(node.layer.TYPE != "Input" for node in model.graph.nodes) if model.graph else None
-
-
-def _check_targets(source: Path, targets: Sequence[Path], options: Options) -> None:
-    for target in targets:
-        if target.exists() and source.exists() and target.samefile(source):
-            raise ConversionError(
-                "source and target are the same file", where=str(target), remedy="name another target"
-            )
-        if target.is_dir():
-            raise ConversionError("the target is a folder", where=str(target), remedy="name a file in it")
-        if target.exists() and not options.force:
-            raise ConversionError("the target exists", where=str(target), remedy="use --force to replace it")
-
-
-def _open(source: Path, options: Options) -> Opened:
-    """The net from --net or from the source itself; data and loss layers are always replaced."""
-    net, weights = (options.net, source) if options.net else (source, None)
-    return open_net(net, weights, options.state, deploy=True, collect=True)
-
-
-def _model(opened: Opened, options: Options) -> Model:
-    if opened.weights is None:
-        raise WeightsError("the file carries no weights", where=opened.graph.source.source, remedy="give a .caffemodel")
-    ready = preprocessing(opened.original)
-    if options.weights_only:
-        return Model(None, {}, opened.weights, opened.notes, ready)
-    raise_all(opened.graph.problems)
-    if opened.bound is None:
-        raise WeightsError("the weights were not bound", where=opened.graph.source.source)
-    notes = (*opened.notes, *opened.bound.notes)
-    return naming.rename(Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready), options.names)
-
-
-def _write(
-    model: Model,
-    path: Path,
-    kind: str,
-    options: Options,
-    payloads: Payloads,
-    progress: Callable[[Path], Progress] | None,
-) -> Result:
-    began = time.perf_counter()
-    with Target(path, progress(path) if progress else None) as target:
-        FORMATS[kind](model, target, payloads, options)
-    return Result(str(path), kind, target.size, target.sha256, time.perf_counter() - began)

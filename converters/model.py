@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from caffe_compat.graph import Graph, ParamKey
-from caffe_compat.layers.base import Layer, Shape
+from caffe_compat.layers.base import Layer, Shape, registered
+from caffe_compat.tensor_weights import is_index
 from caffe_compat.textformat import dump
-from caffe_compat.weights import Blob, Weights
+from caffe_compat.weights import Blob, LayerBlobs, Weights
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class NamedBlob:
 
     Attributes:
         layer: the layer's name.
-        index: its place among the layer's blobs.
+        index: its place among the layer's blobs; -1 when neither the file nor a net tells it.
         name: `<layer>.<blob>`, e.g. "conv1_1.weight".
         shape: Caffe's shape for this net; the file may state a legacy one.
         blob: the values.
@@ -42,7 +43,7 @@ class Model:
         weights: all blobs of the source file.
         notes: sentences for the user: what was replaced, dropped or cast.
         preprocessing: mean, scale, crop and channel order that the net was trained with.
-        renamed: Caffe's `<layer>.<blob>` -> the name to write, for blobs that get another one.
+        renamed: owner of a parameter blob -> the name to write in place of Caffe's `<layer>.<blob>`.
     """
 
     graph: Graph | None
@@ -50,7 +51,7 @@ class Model:
     weights: Weights
     notes: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[ParamKey, str] = field(default_factory=dict)
 
     def blobs(self) -> Iterator[NamedBlob]:
         """Each parameter blob once, in Caffe's order; shared ones under their owner."""
@@ -60,30 +61,44 @@ class Model:
         for position, node in enumerate(self.graph.nodes):
             for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
                 if key == ParamKey(position, index) and key in self.arrays:
-                    name = f"{node.layer.name}.{blob_name(type(node.layer), index)}"
-                    yield NamedBlob(node.layer.name, index, self.renamed.get(name, name), shape, self.arrays[key])
+                    yield NamedBlob(node.layer.name, index, self.name(key), shape, self.arrays[key])
+
+    def name(self, key: ParamKey) -> str:
+        """The name of a parameter blob in the target, by its owner."""
+        if key in self.renamed or self.graph is None:
+            return self.renamed[key]
+        layer = self.graph.nodes[key.node].layer
+        return f"{layer.name}.{blob_name(type(layer), key.blob)}"
 
     def metadata(self) -> dict[str, str]:
-        """What travels inside an artefact: the net as upgraded prototxt text, preprocessing, our version."""
+        """What travels inside an artefact: the net as prototxt text of the newest generation, whose semantics, how
+        images are prepared, our version."""
         entries = {"format": "pt", "vggc_version": tool_version()}
         if self.graph is not None:
-            entries["caffe_net"] = dump(self.graph.net)
+            entries |= {"caffe_net": dump(self.graph.net), "caffe_profile": self.graph.context.profile}
         if self.preprocessing:
             entries["preprocessing"] = json.dumps(self.preprocessing, sort_keys=True)
         return entries
 
 
 def _unbound(weights: Weights) -> Iterator[NamedBlob]:
-    """Blobs as the file has them, when there is no graph to say better."""
-    from caffe_compat.layers.base import registered
-
+    """Blobs as the file has them, when there is no graph to say better; of two layers with one name the last."""
     types = {kind: cls for kind, _scope, cls in registered()}
-    last = {layer.name: layer for layer in weights}
-    for layer in last.values():
+    for layer in {layer.name: layer for layer in weights}.values():
         cls = types.get(layer.type)
-        for index, blob in enumerate(layer.blobs):
-            name = blob_name(cls, index) if cls else str(index)
-            yield NamedBlob(layer.name, index, f"{layer.name}.{name}", blob.shape, blob)
+        for (index, name), blob in zip(_places(layer), layer.blobs, strict=True):
+            known = blob_name(cls, index) if cls and index >= 0 else name
+            yield NamedBlob(layer.name, index, f"{layer.name}.{known}", blob.shape, blob)
+
+
+def _places(layer: LayerBlobs) -> list[tuple[int, str]]:
+    """(index, name) of each blob of a layer in a file.
+
+    Names that are words tell their places when some layer type has exactly these as its first blobs.
+    """
+    names = layer.names or tuple(map(str, range(len(layer.blobs))))
+    words = any(cls.BLOBS[: len(names)] == names for _kind, _scope, cls in registered())
+    return [(place if words else int(name) if is_index(name) else -1, name) for place, name in enumerate(names)]
 
 
 def blob_name(cls: type[Layer], index: int) -> str:

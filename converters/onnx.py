@@ -1,14 +1,15 @@
 """Writing .onnx: every layer's exact form, weights streamed behind the graph.
 
 A protobuf message may come in pieces that merge, so the file is the model without weights followed by one piece
-for each weight, whose bytes go straight from the source's map. Beyond 2 GiB, which one protobuf file cannot hold,
-the weights go to `<file>.data`.
+for each weight, whose bytes go straight from the source. Beyond 2 GiB, which one protobuf file cannot hold, the
+weights go to a second file beside it. That file is called after its content, so that a model that is replaced never
+finds another's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, Value, rebuild
 from caffe_compat.layers.base import Shape
-from converters.model import Model, NamedBlob, blob_name, tool_version
+from converters.model import Model, NamedBlob, tool_version
 from converters.streaming import Payloads, Target
 
 DEFAULT_OPSET = 17
 OPSETS = range(13, 24)
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 LARGEST = 2**31 - 2**20
-"""Bytes that a protobuf file may have, less room for the graph."""
+"""Bytes that a protobuf file may have, less what a later edit may add."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +102,31 @@ def write(model: Model, target: Target, payloads: Payloads, options: Options | N
     """
     options = options or Options()
     skeleton, used = build(model, options)
-    size = sum(item.blob.values.nbytes for item in used)
-    target.write(skeleton.SerializeToString(deterministic=True))
-    if size <= LARGEST:
-        for item in used:
-            target.write(_piece(item))
-            payloads.send(item.blob, target)
+    head = skeleton.SerializeToString(deterministic=True)
+    pieces = [_piece(item) for item in used]
+    target.write(head)
+    if len(head) + sum(map(len, pieces)) + sum(item.blob.values.nbytes for item in used) > LARGEST:
+        _write_external(used, target, payloads)
         return
-    _write_external(used, target, payloads)
+    for item, piece in zip(used, pieces, strict=True):
+        target.write(piece)
+        payloads.send(item.blob, target)
 
 
 def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBlob]]:
     """The checked model without its weights, and the weights that it uses."""
     graph = _checked(model, options)
+    names = tensor_names(graph)
+    model = _distinct(model, set(names.values()))
     weights = {item.name: item for item in model.blobs()}
     batch = batch_values(graph) if options.dynamic_batch else frozenset()
-    names = tensor_names(graph)
     writer = Writer(weights, options.opset, bool(batch), set(names.values()) | set(weights))
-    problems = [error for node in graph.nodes if (error := _emit(node, graph, names, writer))]
+    problems = [error for node in graph.nodes if (error := _emit(node, model, names, writer))]
     raise_all(problems)
     read = {name for node in writer.nodes for name in node.input}
     used = [item for item in weights.values() if item.name in read]
-    skeleton = _model(graph, writer, names, batch, used, options)
+    skeleton = _proto(graph, writer, names, batch, used)
+    _describe(skeleton, model)
     return skeleton, used
 
 
@@ -151,25 +155,27 @@ def tensor_names(graph: Graph) -> dict[Value, str]:
     return names
 
 
-def _emit(node: Node, graph: Graph, names: Mapping[Value, str], writer: Writer) -> VggcError | None:
+def _distinct(model: Model, taken: set[str]) -> Model:
+    """The model with other names for weights that are called as a blob is."""
+    renamed = {key: name for key in model.arrays if (name := model.name(key)) in taken}
+    for key, name in renamed.items():
+        while renamed[key] in taken:
+            renamed[key] = name = f"{name}_"
+    return replace(model, renamed={**model.renamed, **renamed})
+
+
+def _emit(node: Node, model: Model, names: Mapping[Value, str], writer: Writer) -> VggcError | None:
     """Write one layer; returns why it cannot be written."""
     if node.layer.TYPE == "Input":
         return None
     writer.enter(node.layer.name)
-    blobs = [_weight_name(graph, node, index) for index in range(len(node.params))]
+    blobs = [model.name(key) for key in node.params]
     tops = [names[value] for value in node.tops]
     try:
         node.layer.to_onnx(writer, [names[value] for value in node.bottoms], tops, blobs)
     except VggcError as error:
         return error
     return None
-
-
-def _weight_name(graph: Graph, node: Node, index: int) -> str:
-    """The initializer of a parameter blob: its owner's name."""
-    key = node.params[index]
-    owner = graph.nodes[key.node].layer
-    return f"{owner.name}.{blob_name(type(owner), key.blob)}"
 
 
 def batch_values(graph: Graph) -> frozenset[Value]:
@@ -190,13 +196,12 @@ def batch_values(graph: Graph) -> frozenset[Value]:
     return frozenset(moved) if follows else frozenset()
 
 
-def _model(
+def _proto(
     graph: Graph,
     writer: Writer,
     names: Mapping[Value, str],
     batch: frozenset[Value],
     used: list[NamedBlob],
-    options: Options,
 ) -> onnx.ModelProto:
     """Put the pieces together and let onnx check them, with the weights as inputs while it looks."""
 
@@ -215,17 +220,23 @@ def _model(
         initializer=writer.constants,
         value_info=inner,
     )
-    opset = [helper.make_opsetid("", options.opset)]
     made = helper.make_model(
         proto,
-        opset_imports=opset,
-        ir_version=IR_VERSIONS[options.opset],
+        opset_imports=[helper.make_opsetid("", writer.opset)],
+        ir_version=IR_VERSIONS[writer.opset],
         producer_name="vggc",
         producer_version=tool_version(),
     )
     check(made)
     del made.graph.input[len(inputs) :]
     return made
+
+
+def _describe(made: onnx.ModelProto, model: Model) -> None:
+    """Put in what a user of the file should know."""
+    made.doc_string = f'The Caffe net "{made.graph.name}": tensors are called as its blobs, weights <layer>.<blob>.'
+    about = model.metadata()
+    helper.set_model_props(made, {key: about[key] for key in ("caffe_profile", "preprocessing") if key in about})
 
 
 def _info(name: str, shape: Shape, dynamic: bool) -> onnx.ValueInfoProto:
@@ -268,15 +279,19 @@ def _varint(value: int) -> bytes:
 
 
 def _write_external(used: list[NamedBlob], target: Target, payloads: Payloads) -> None:
-    """Weights to `<file>.data`, references to the model."""
-    beside = target.path.with_name(target.path.name + ".data")
-    with Target(beside) as data:
-        for item in used:
-            tensor = _tensor(item)
-            tensor.data_location = TensorProto.EXTERNAL
-            entries = {"location": beside.name, "offset": data.size, "length": item.blob.values.nbytes}
-            for key, value in entries.items():
-                tensor.external_data.add(key=key, value=str(value))
-            graph = onnx.GraphProto(initializer=[tensor])
-            target.write(onnx.ModelProto(graph=graph).SerializeToString(deterministic=True))
-            payloads.send(item.blob, data)
+    """Weights to `<file>.<start of their sha256>.data`, references to the model."""
+    data = target.companion()
+    offsets = []
+    for item in used:
+        offsets.append(data.size)
+        payloads.send(item.blob, data)
+    data.finish()
+    data.path = target.path.with_name(f"{target.path.name}.{data.sha256[:12]}.data")
+    for item, offset in zip(used, offsets, strict=True):
+        tensor = _tensor(item)
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": data.path.name, "offset": offset, "length": item.blob.values.nbytes}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        graph = onnx.GraphProto(initializer=[tensor])
+        target.write(onnx.ModelProto(graph=graph).SerializeToString(deterministic=True))
