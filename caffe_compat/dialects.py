@@ -48,6 +48,7 @@ class Dialect:
             they are not those of the schema.
         enums: enum -> value name -> number, where they differ from the schema's.
         defaults: "Message.field" -> its default, where forks disagree.
+        minor: it gathers the layers of others or is seldom met, so that others are preferred.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dialect:
     fields: Mapping[str, Mapping[str, int]]
     enums: Mapping[str, Mapping[str, int]]
     defaults: Mapping[str, float]
+    minor: bool
 
     @cached_property
     def names(self) -> Mapping[str, Mapping[int, str]]:
@@ -131,6 +133,7 @@ def _dialect(name: str, entry: Mapping[str, Any]) -> Dialect:
         entry["fields"],
         entry.get("enums", {}),
         entry.get("defaults", {}),
+        entry.get("minor", False),
     )
 
 

@@ -16,7 +16,10 @@ from typing import NamedTuple
 from caffe_compat import dec2013
 from caffe_compat.backward import Backward, backward_pass
 from caffe_compat.dec2013 import PROFILE as DEC2013
+from caffe_compat.dialects import dialects
 from caffe_compat.errors import GraphError, LayerError, Problems, VggcError, Where, raise_all
+from caffe_compat.fork_fields import judge_unknown, refused_fields
+from caffe_compat.guessing import guess_net, told
 from caffe_compat.layers.base import Context, Layer, Shape, find_layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
@@ -119,7 +122,7 @@ class Graph:
             net: the net; it is not changed.
             phase, stages, level: the state that include and exclude rules are matched against.
             profile: whose semantics, "bvlc" or "dec2013".
-            dialect: the fork whose layers take precedence.
+            dialect: the fork whose layers take precedence, "" to judge by the net, "bvlc" to refuse those of forks.
             input_shapes: replaces the declared shapes of inputs.
             source: positions for messages.
             folder: what paths inside the net are relative to.
@@ -147,7 +150,10 @@ class Graph:
         collect: bool = False,
     ) -> Graph:
         """Build the graph of a net that is already of the newest generation; see `from_net`."""
+        guess = told(context.dialect) or guess_net(upgraded.net, source, upgraded.origins)
+        context = replace(context, dialect=guess.dialect)
         builder = _Builder(upgraded.net, context, source or SourceMap(), upgraded.origins, dict(input_shapes or {}))
+        builder.problems += guess.problems()
         builder.notes.extend(map(str, upgraded.problems))  # Caffe goes on without these fields
         builder.build(_included(upgraded.net, context.phase, stages, level, builder))
         if not collect:
@@ -271,7 +277,7 @@ class _Builder:
     # -- building ------------------------------------------------------------------------------------------
 
     def build(self, layers: list[tuple[int, pb.LayerParameter]]) -> None:
-        self.refuse_unknown([self.origins[index] for index, _ in layers if index < len(self.origins)])
+        self.judge_unknown([self.origins[index] for index, _ in layers if index < len(self.origins)])
         for self.index, param in layers:
             self.layer_name = param.name
             bottoms = self.read_bottoms(param)
@@ -285,14 +291,16 @@ class _Builder:
             known = ", ".join(self.inputs) or "none"
             self.problems.append(GraphError(f"no input blob called {', '.join(sorted(unknown))}; inputs: {known}"))
 
-    def refuse_unknown(self, origins: Sequence[str]) -> None:
-        """Fields that the schema does not have: Caffe refuses the file, and what they mean is not known."""
+    def judge_unknown(self, origins: Sequence[str]) -> None:
+        """Fields that the schema does not have: an error, or a note where they change nothing."""
         for unknown in self.source.unknown:
             inside = unknown.path.split(".", 1)[0]
             if inside in origins or not inside.startswith(("layer[", "layers[")):
-                name = unknown.path.rsplit(".", 1)[-1]
-                what, remedy = f'unknown field "{name}"', "remove it, or name the dialect of the fork that has it"
-                self.problems.append(GraphError(what, where=unknown.where, remedy=remedy))
+                verdict = judge_unknown(unknown, self.context.dialect)
+                if isinstance(verdict, str):
+                    self.notes.append(verdict)
+                else:
+                    self.problems.append(verdict)
 
     def read_bottoms(self, param: pb.LayerParameter) -> list[Value] | None:
         """The values read; None when one does not exist (Net::AppendBottom)."""
@@ -319,10 +327,9 @@ class _Builder:
     ) -> tuple[list[Shape | None], Layer | None]:
         """The shapes of the tops, and the layer when it can be built."""
         nothing: list[Shape | None] = [None] * len(param.top)
-        locate = self.locate(self.index)
         try:
-            cls = find_layer(param.type, self.context, locate("type").in_layer(param.name))
-            layer = cls(param, self.context, locate)
+            layer = self.new_layer(param)
+            self.problems += refused_fields(layer)
             _check_counts(layer)
             shapes = [self.shapes[b] for b in bottoms or ()]
             if bottoms is None or None in shapes:
@@ -337,6 +344,15 @@ class _Builder:
             self.problems.extend(error.errors if isinstance(error, Problems) else [error])
             return nothing, None
         return list(layer.top_shapes_built), layer
+
+    def new_layer(self, param: pb.LayerParameter) -> Layer:
+        """The layer, of the net's dialect or else of the one that its own fields show."""
+        locate, context = self.locate(self.index), self.context
+        own = dialects().get(context.dialect)
+        if own is not None and param.type not in own.types:
+            alone = guess_net(pb.NetParameter(layer=[param]))
+            context = context if alone.rivals or not alone.dialect else replace(context, dialect=alone.dialect)
+        return find_layer(param.type, context, locate("type").in_layer(param.name))(param, context, locate)
 
     def override_inputs(self, param: pb.LayerParameter) -> None:
         """Put the caller's input shapes into an Input layer."""

@@ -19,6 +19,7 @@ from caffe_compat.dialects import (
     forks_with_type,
     is_fork_field,
     is_fork_message,
+    resolve,
     translate,
 )
 from caffe_compat.errors import BinaryError, UnknownLayerError, Where
@@ -27,6 +28,7 @@ from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap, UnknownField
 from caffe_compat.tags import BYTES, Field, Tags, fits
 
+ASKED = ("asked for",)
 MAX_REASONS = 8
 MAX_CHECKED = 1 << 20
 """Bytes of a layer's parameters that are looked at."""
@@ -47,7 +49,7 @@ class Guess:
         reasons: what speaks for it.
         alternatives: others that have all of it as well and mean the same.
         rivals: others that have all of it as well and mean something else: then the user has to say.
-        unsupported: others that have all of it as well, but whose layers are not known well enough to compare.
+        others: others that have all of it as well, but are seldom met or have layers that are not supported.
         what, where: the first layer that the rivals disagree about.
     """
 
@@ -55,17 +57,32 @@ class Guess:
     reasons: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
-    unsupported: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     what: str = ""
     where: Where = field(default_factory=Where)
 
-    def problem(self) -> UnknownLayerError | None:
-        """An error when the net does not say which of several forks it is for."""
+    def notes(self) -> list[str]:
+        """What was decided, unless the user did."""
+        if not self.dialect or self.rivals or self.reasons == ASKED:
+            return []
+        return [f"taken for a net of the fork {self.dialect}: {', '.join(self.reasons)}"]
+
+    def problems(self) -> list[UnknownLayerError]:
+        """An error when nothing says which of several forks it is."""
         if not self.rivals:
-            return None
+            return []
         names = ", ".join([self.dialect, *self.rivals])
         what = f"{self.what} means different things in {names}, and nothing in the net tells them apart"
-        return UnknownLayerError(what, where=self.where, remedy=f"name the fork with --dialect: {names}")
+        return [UnknownLayerError(what, where=self.where, remedy=f"name the fork with --dialect: {names}")]
+
+
+def told(dialect: str) -> Guess | None:
+    """The dialect that the user names; None for "".
+
+    Raises:
+        FormatError: there is no such dialect.
+    """
+    return Guess(resolve(dialect), ASKED) if dialect else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ def guess_net(net: pb.NetParameter, source: SourceMap | None = None, origins: Se
     unknown = _by_layer(source.unknown)
     evidence = []
     for index, layer in enumerate(net.layer):
-        path = f"layer[{index}]" if origins is None else origins[index]
+        path = f"layer[{index}]" if origins is None else "".join(origins[index : index + 1])
         facts = [*_facts(layer), *_unknown_facts(unknown.get(path, ()))]
         if facts or forks_with_type(layer.type):
             evidence.append(_of_layer(layer, facts, source.at(path, "type").in_layer(layer.name)))
@@ -314,14 +331,15 @@ def _decide(evidence: Sequence[_Evidence]) -> Guess:
     )
 
 
-def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int]:
-    """Layers that the dialect has, those of them with just its number of blobs, and those that can be built."""
+def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int, bool]:
+    """Layers that the dialect has, those of them with just its number of blobs, those that can be built, and whether
+    it is a major one."""
     have = exact = known = 0
     for item in evidence:
         have += name in item.forks
         exact += name in item.exact
         known += _class(item.type, name) is not None
-    return have, exact, known
+    return have, exact, known, not dialects()[name].minor
 
 
 def _class(kind: str, dialect: str) -> type[Layer] | None:

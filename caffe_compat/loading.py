@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
-from caffe_compat.errors import FormatError, GraphError
+from caffe_compat.errors import FormatError, GraphError, raise_all
+from caffe_compat.fork_fields import ignored_fields
 from caffe_compat.graph import Graph, newest
+from caffe_compat.guessing import Guess, guess_net, told
 from caffe_compat.layers.base import Context
 from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.reading import read_document
@@ -54,6 +56,7 @@ class Opened:
         bound: the blobs that fit the graph, with the report.
         notes: sentences: what was upgraded, replaced, dropped.
         losses: those of the notes that go beyond Caffe's own upgrade: parts of the file that the graph has not.
+        guess: the fork that the net was written for.
     """
 
     graph: Graph
@@ -63,6 +66,7 @@ class Opened:
     bound: Bound | None = None
     notes: tuple[str, ...] = field(default=())
     losses: tuple[str, ...] = field(default=())
+    guess: Guess = field(default_factory=Guess)
 
 
 def open_net(
@@ -90,15 +94,20 @@ def open_net(
         WeightsError: the weights do not fit.
     """
     state = state or State()
-    document, carried = _read(Path(net), state.profile)
+    document, carried = _read(Path(net), state)
+    guess = document.guess or told(state.dialect) or guess_net(_net(document), document.map)
+    state = replace(state, dialect=guess.dialect)
     blobs = read_weights(weights) if weights is not None else carried
     upgraded = newest(_net(document), state.profile, document.map)
-    losses = [*map(str, upgraded.problems)]
+    losses = [*map(str, upgraded.problems), *ignored_fields(document.map, guess.dialect)]
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state)
         losses += replaced
     context = Context(state.phase, state.profile, state.dialect, str(Path(net).parent))
     context.state["python_layers"] = state.python_layers
+    doubts = guess.problems()
+    if not collect:
+        raise_all(doubts)
     graph = Graph.from_upgraded(
         upgraded,
         context,
@@ -108,10 +117,10 @@ def open_net(
         source=document.map,
         collect=collect,
     )
-    notes = tuple(dict.fromkeys((*upgraded.notes, *losses, *graph.notes)))
-    graph = replace(graph, notes=notes)
+    notes = tuple(dict.fromkeys((*guess.notes(), *upgraded.notes, *losses, *graph.notes)))
+    graph = replace(graph, notes=notes, problems=(*doubts, *graph.problems))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
-    return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses))
+    return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses), guess)
 
 
 def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tuple[Upgraded, Sequence[str]]:
@@ -129,18 +138,18 @@ def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tupl
     return replace(upgraded, net=made.net, origins=origins), made.notes
 
 
-def _read(path: Path, profile: str) -> tuple[Document, Weights | None]:
+def _read(path: Path, state: State) -> tuple[Document, Weights | None]:
     """The net of a file, and the weights that it carries."""
     kind = kind_of(map_file(path))
     if kind.name == "safetensors":
-        return _carried_net(read_weights(path), profile)
+        return _carried_net(read_weights(path), state.profile)
     if kind.name in ("HDF5", "zip"):
         what = f"this {kind.name} file holds weights without a net"
         raise FormatError(what, where=str(path), remedy="give the net (.prototxt) too (--net)")
     if kind.name:
         return read_document(path), None
-    model = read_caffemodel(path)
-    return Document(model.net, model.map), model.weights
+    model = read_caffemodel(path, state.dialect)
+    return Document(model.net, model.map, model.guess), model.weights
 
 
 def _carried_net(weights: Weights, profile: str) -> tuple[Document, Weights]:
@@ -184,7 +193,8 @@ def load(
         phase: "TRAIN" or "TEST".
         stages, level: matched against include and exclude rules.
         profile: whose semantics, "bvlc" (the last BVLC commit) or "dec2013".
-        dialect: the fork whose layers take precedence.
+        dialect: the fork whose layers take precedence, e.g. "ssd" or "weiliu89/caffe"; by default judged by the net's
+            layers and fields. "bvlc" refuses what forks have added.
         input_shapes: input blob -> shape, in place of the declared one.
         python_layers: folder from which pycaffe-style Python layers may be imported; none are run otherwise.
         strict: refuse weights that lack a layer of the net (Caffe would keep its filler's values).

@@ -22,11 +22,13 @@ class UnknownField:
         where: its place.
         path: dotted path from the root message, e.g. `layer[3].permute_param`; binary files give `#202`.
         text: the field as prototxt text (`permute_param { order: 0 }`), or a summary of its bytes.
+        ignored: Caffe and its forks read on without it, as in binary files.
     """
 
     where: Where
     path: str
     text: str
+    ignored: bool = False
 
 
 @dataclass(frozen=True)

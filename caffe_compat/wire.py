@@ -17,10 +17,10 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from caffe_compat.dialects import Dialect, dialects, resolve, translate
+from caffe_compat.dialects import Dialect, dialects, translate
 from caffe_compat.errors import BinaryError, Where
 from caffe_compat.generations import V0_TYPES, V1_TYPES
-from caffe_compat.guessing import Guess, guess_file
+from caffe_compat.guessing import Guess, guess_file, told
 from caffe_compat.mapped import PathName, kind_of, map_file
 from caffe_compat.schema import pb
 from caffe_compat.source import Document, SourceMap, UnknownField
@@ -208,7 +208,7 @@ class _Carver:
     def stranger(self, descriptor: Any, part: Field, path: str) -> None:
         """Note a field that the schema does not have, or has with another type; protobuf keeps it."""
         if isinstance(descriptor, str):
-            self.note_unknown(part, f"{path}.{descriptor}" if path else descriptor)
+            self.note_unknown(part, f"{path}.{descriptor}" if path else descriptor, ignored=False)
             return
         if descriptor is not None and not path:
             kind = descriptor.containing_type.name
@@ -217,9 +217,9 @@ class _Carver:
             raise self.tags.error(part.start, what, remedy)
         self.note_unknown(part, f"{path}.#{part.number}" if path else f"#{part.number}")
 
-    def note_unknown(self, part: Field, path: str, text: str = "") -> None:
+    def note_unknown(self, part: Field, path: str, text: str = "", *, ignored: bool = True) -> None:
         where = Where(self.tags.source, offset=part.start)
-        self.unknown.append(UnknownField(where, path, text or self.summary(part)))
+        self.unknown.append(UnknownField(where, path, text or self.summary(part), ignored))
         if len(self.unknown) > MAX_UNKNOWN:
             raise self.tags.error(part.start, f"more than {MAX_UNKNOWN} fields that Caffe does not have", DAMAGED)
 
@@ -285,9 +285,7 @@ class _Carved(Generic[M]):
 
 def _carve(data: mmap.mmap | bytes, source: str, kind: type[M], wanted: str, dialect: str) -> _Carved[M]:
     refuse_other_kinds(data, source, wanted)
-    guess = Guess(resolve(dialect), ("asked for",)) if dialect else Guess()
-    if kind is pb.NetParameter and not dialect:
-        guess = guess_file(data, source)
+    guess = told(dialect) or (guess_file(data, source) if kind is pb.NetParameter else Guess())
     carver = _Carver(Tags(data, source), dialects().get(guess.dialect))
     small = carver.message(kind.DESCRIPTOR, 0, len(data))
     small = translate(data[:] if small is None else small, guess.dialect, kind)
