@@ -1,0 +1,144 @@
+"""DetectionOutput, and how SSD's layers read their bottoms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffe_compat.errors import ConversionError
+from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.boxes import Code, Floats, best, suppress, to_array
+from caffe_compat.layers.legacy_axes import legacy_sizes
+from caffe_compat.layers.pooling import FLT_MAX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_predictions(layer: Layer, bottoms: Sequence[Shape], classes: int, located: int) -> int:
+    """The number of priors that location, confidence and prior bottoms agree on.
+
+    Args:
+        classes: of the confidences.
+        located: classes with locations of their own, 1 when all share one.
+
+    Raises:
+        LayerError: they do not agree.
+    """
+    (num, loc, *_), (conf_num, conf, *_) = (legacy_sizes(layer, bottoms, position) for position in (0, 1))
+    priors = legacy_sizes(layer, bottoms, 2)[2] // 4
+    what = f"{num} items with locations, {conf_num} with confidences"
+    layer.check(num == conf_num, what, field="bottom[1]", remedy="feed both for the same images")
+    for position, got, each in (0, loc, 4 * located), (1, conf, classes):
+        shape, wanted = bottoms[position], priors * each
+        what = f"bottom {position} of shape {shape} has {got} values per item; {priors} priors need {wanted}"
+        fits = got == wanted and all(size == 1 for size in shape[2:])
+        layer.check(fits, what, field=f"bottom[{position}]", remedy="flatten it, and match num_classes and the priors")
+    what = f"the priors have shape {bottoms[2]}; boxes and variances are needed"
+    layer.check(legacy_sizes(layer, bottoms, 2)[1] >= 2, what, field="bottom[2]", remedy="feed (1, 2, 4 priors)")
+    return priors
+
+
+def read_priors(layer: Layer, prior: Tensor, code: Code) -> tuple[Floats, Floats]:
+    """Boxes and variances, (P, 4) each.
+
+    Raises:
+        LayerError: a box has no size where the code needs one.
+    """
+    rows = to_array(prior).reshape(-1, prior.shape[2])
+    boxes, variances = (row[: len(row) // 4 * 4].reshape(-1, 4) for row in rows[:2])
+    unfit = code.unfit(boxes)
+    what = f"prior box {unfit} is {boxes[unfit] if unfit >= 0 else ''}; its width and height must be positive"
+    layer.check(unfit < 0, what, field="bottom[2]", remedy="correct the PriorBox layers, or use code_type CORNER")
+    return boxes, variances
+
+
+@register
+class DetectionOutput(Layer):
+    """Boxes that are left after suppression, as rows (image, label, score, xmin, ymin, xmax, ymax): (1, 1, K, 7).
+
+    Bottoms: location codes (N, P * 4), or (N, P * C * 4) without `share_location`; confidences (N, P * C); prior boxes
+    and their variances (1, 2, P * 4); a fourth one is not read. For each image and class but the background: the
+    nms_param.top_k best scores above confidence_threshold, then suppression of boxes that overlap a kept one by more
+    than nms_threshold, which shrinks by eta as long as it is above 0.5. The keep_top_k best of an image stay. Rows are
+    ordered by image, label, falling score; equal scores keep the priors' order. Boxes are not clipped. When nothing is
+    left there is one row (image, -1, ...) for each image. `save_output_param` and `visualize` only write files and
+    open windows in the fork; here they do nothing.
+    Source: detection_output_layer.cpp, bbox_util.cpp of weiliu89/caffe, branch ssd.
+    """
+
+    TYPE = "DetectionOutput"
+    DIALECTS = ("ssd",)
+    PARAM = "detection_output_param"
+    BOTTOMS = (3, 4)
+    BACKWARD = False
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        stated = self.has("num_classes")
+        field = "detection_output_param.num_classes"
+        self.check(stated, "num_classes is missing", field=field, remedy="state it, with the background")
+        self.classes, self.background = self.p.num_classes, self.p.background_label_id
+        what = "without a background class (background_label_id -1) no location is read when all classes share them"
+        fine = not self.p.share_location or self.background != -1
+        field = "detection_output_param.background_label_id"
+        self.check(fine, what, field=field, remedy="state the background, or share_location: false")
+        self.located = 1 if self.p.share_location else self.classes
+        self.code = Code(self.p.code_type, self.p.variance_encoded_in_target)
+        self.least = self.p.confidence_threshold if self.has("confidence_threshold") else -FLT_MAX
+        nms = self.p.nms_param
+        field = "detection_output_param.nms_param"
+        what = f"nms_threshold {nms.nms_threshold} is negative"
+        self.check(nms.nms_threshold >= 0, what, field=f"{field}.nms_threshold", remedy="use a value from 0 to 1")
+        fine = 0 < nms.eta <= 1
+        self.check(fine, f"eta {nms.eta} is not in (0, 1]", field=f"{field}.eta", remedy="leave it out for 1")
+        self.most = nms.top_k if nms.HasField("top_k") else -1
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        """One row stands for the number that is not known yet."""
+        check_predictions(self, bottoms, self.classes, self.located)
+        return [(1, 1, 1, 7)]
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        self.reshape(bottoms)
+        num = len(bottoms[0])
+        priors, variances = read_priors(self, bottoms[2], self.code)
+        codes = to_array(bottoms[0]).reshape(num, len(priors), self.located, 4)
+        boxes = self.code.decode(priors[:, None], variances[:, None], codes).swapaxes(1, 2)  # (N, located, P, 4)
+        scores = np.ascontiguousarray(to_array(bottoms[1]).reshape(num, len(priors), -1).swapaxes(1, 2))  # (N, C, P)
+        found = [self._detect(image, boxes[image], scores[image]) for image in range(num)]
+        rows = np.concatenate(found) if found else np.zeros((0, 7), np.float32)
+        if not len(rows):
+            rows = np.full((num, 7), -1, np.float32)
+            rows[:, 0] = np.arange(num)
+        return [torch.from_numpy(rows[None, None]).to(bottoms[0])]
+
+    def _detect(self, image: int, boxes: Floats, scores: Floats) -> Floats:
+        """The rows of an image."""
+        rows = [np.zeros((0, 7), np.float32)]
+        for label in range(self.classes):
+            if label != self.background:
+                own = boxes[label if self.located > 1 else 0]
+                order = best(scores[label], self.least, self.most)
+                order = order[suppress(own[order], self.p.nms_param.nms_threshold, self.p.nms_param.eta)]
+                kept = scores[label, order, None]
+                rows.append(np.concatenate([np.full_like(kept, image), np.full_like(kept, label), kept, own[order]], 1))
+        together = np.concatenate(rows)
+        return self._keep_best(together) if -1 < self.p.keep_top_k < len(together) else together
+
+    def _keep_best(self, rows: Floats) -> Floats:
+        """The best rows, again by label."""
+        rows = rows[np.argsort(-rows[:, 2], kind="stable")[: self.p.keep_top_k]]
+        return rows[np.argsort(rows[:, 1], kind="stable")]
+
+    def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
+        names = ", ".join(self.param.bottom[:3])
+        raise ConversionError(
+            "DetectionOutput has no exact form in ONNX: how many boxes are left depends on the image",
+            where=self.where("type"),
+            remedy=f"remove this layer, which makes {names} outputs, and suppress boxes in the program that runs the "
+            "model; or convert to PyTorch (.safetensors)",
+        )
