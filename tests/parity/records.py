@@ -169,13 +169,14 @@ class Replay:
         if memory := self.record.group("memory"):
             self.net.set_input_arrays(memory["data"], memory["labels"])
         trace = self.first_pass(compare)
-        self.shapes(trace, compare)
         self.values("", trace, compare)
         self.statistics("", before, compare)
         for k in self.record.repeats:
             changed = {blob: tensor(array) for blob, array in self.record.group(f"seq{k}/in").items()}
-            self.values(f"seq{k}/", self.net.trace(self.inputs() | changed), compare)
+            trace = self.net.trace(self.inputs() | changed)
+            self.values(f"seq{k}/", trace, compare)
             self.statistics(f"seq{k}/", {}, compare)
+        self.shapes(trace, compare)
         if not (self.record.repeats or self.random):
             self.plain_call(compare)
         compare.equal("keys that were not compared", self.record.unseen(), [])
@@ -233,6 +234,7 @@ class Replay:
         self.parameter_gradients("call: ", sum(parts, tensor(np.zeros(()))), param_diffs, compare)
 
     def shapes(self, trace: Trace, compare: Comparison) -> None:
+        """Shapes were recorded after the last pass."""
         names, shapes = self.record.meta.get("blob_names", []), self.record.meta.get("blob_shapes", [])
         for blob, shape in zip(names, shapes, strict=True):
             if blob in trace.blobs:
