@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PathOrName = str | PathLike[str]
 
+NET = "caffe_net"
+"""The metadata entry of a .safetensors that has the net as prototxt text."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -153,14 +156,14 @@ def _read(path: Path, state: State) -> tuple[Document, Weights | None]:
 
 
 def _carried_net(weights: Weights, profile: str) -> tuple[Document, Weights]:
-    if "caffe_net" not in weights.metadata:
+    if NET not in weights.metadata:
         remedy = "give the net (.prototxt) too (--net)"
         raise FormatError("this safetensors file does not carry its net", where=weights.source, remedy=remedy)
     meant = weights.metadata.get("caffe_profile", profile)
     if meant != profile:
         what = f"its net was converted under profile {meant}, not {profile}"
         raise GraphError(what, where=weights.source, remedy=f"use profile {meant} (--profile {meant})")
-    return parse(weights.metadata["caffe_net"], pb.NetParameter, weights.source), weights
+    return parse(weights.metadata[NET], pb.NetParameter, weights.source), weights
 
 
 def _net(document: Document) -> pb.NetParameter:

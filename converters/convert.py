@@ -13,7 +13,7 @@ from typing import Any
 from caffe_compat.errors import ConversionError, UpgradeError, VggcError, WeightsError, raise_all
 from caffe_compat.loading import State, open_net
 from caffe_compat.mapped import kind_of, map_file
-from caffe_compat.preprocessing import carried, preprocessing
+from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
@@ -256,16 +256,19 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     read = (*opened.graph.source.warnings, *opened.weights.notes)
     losses = tuple(dict.fromkeys((*opened.losses, *opened.bound.notes, *read)))
     notes = tuple(dict.fromkeys((*opened.notes, *losses)))
-    ready = preprocessing(opened.original) or carried(opened.weights.metadata) or _of_caffemodel(source, opened.weights)
+    channels = color_channels(opened.graph.inputs)
+    ready: Mapping[str, Any] = preprocessing(opened.original, channels) or carried(opened.weights.metadata)
+    if options.net and not ready:
+        ready = _of_caffemodel(source, opened.weights, channels)
     return Prepared(Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready), opened.generation), losses
 
 
-def _of_caffemodel(source: Path, weights: Weights) -> Mapping[str, Any]:
+def _of_caffemodel(source: Path, weights: Weights, channels: int = 3) -> Mapping[str, Any]:
     """What the net inside a caffemodel says of its images, when another net is used in its place."""
     if weights.format != "caffemodel":
         return {}
     try:
-        return preprocessing(read_caffemodel(source).net)
+        return preprocessing(read_caffemodel(source).net, channels)
     except UpgradeError:
         return {}
 

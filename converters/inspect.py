@@ -10,15 +10,16 @@ from typing import Any
 
 from caffe_compat.errors import VggcError
 from caffe_compat.graph import Graph, Node, ParamKey
-from caffe_compat.loading import Opened, State, open_net
-from caffe_compat.preprocessing import preprocessing
+from caffe_compat.loading import NET, Opened, State, open_net
+from caffe_compat.mapped import kind_of, map_file
+from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from caffe_compat.profiles import differences
 from caffe_compat.profiles import notes as profile_notes
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
-from converters.convert import SUFFIXES
 
-Shape = tuple[int, ...]
+Shape = tuple[int | str, ...]
+"""Sizes of a blob; in ONNX models one that is left open has a name, usually "N"."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Inspection:
         notes: what would be replaced or dropped when it is converted.
         problems: everything that keeps it from running, with place and remedy.
         preprocessing: mean, scale, crop, channel order.
+        metadata: what else a converted file says of itself, but for the net.
     """
 
     path: str
@@ -69,6 +71,7 @@ class Inspection:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def resolve(name: str) -> Path:
@@ -95,13 +98,15 @@ def inspect(path: Path, state: State | None = None) -> Inspection:
     Raises:
         VggcError: the file cannot be read at all; what is wrong inside a net is in `problems`.
     """
-    kind = SUFFIXES.get(path.suffix.lower(), "")
-    if kind == "onnx":
+    if path.suffix.lower() == ".onnx":
         from converters.onnx_reading import inspect_onnx
 
         return inspect_onnx(path)
-    if kind in ("pt", "h5"):
-        return _weights(path, kind, read_weights(path))
+    kind = kind_of(map_file(path)).name
+    if kind in ("HDF5", "zip"):
+        return _weights(path, read_weights(path))
+    if kind == "safetensors" and NET not in (weights := read_weights(path)).metadata:
+        return _weights(path, weights)
     return _net(path, state or State())
 
 
@@ -110,6 +115,7 @@ def _net(path: Path, state: State) -> Inspection:
     graph = opened.graph
     rows = tuple(_row(graph, position, node) for position, node in enumerate(graph.nodes))
     notes = opened.notes + (opened.bound.notes if opened.bound else ()) + _profiles(opened, path, state)
+    metadata = opened.weights.metadata if opened.weights else {}
     return Inspection(
         str(path),
         "prototxt" if opened.weights is None else opened.weights.format,
@@ -123,8 +129,14 @@ def _net(path: Path, state: State) -> Inspection:
         sum(row.macs for row in rows),
         notes,
         tuple(str(problem) for problem in graph.problems),
-        preprocessing(opened.original),
+        preprocessing(opened.original, color_channels(graph)) or carried(metadata),
+        about(metadata),
     )
+
+
+def about(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The entries that are not shown otherwise."""
+    return {key: value for key, value in sorted(metadata.items()) if key not in (NET, "format", "preprocessing")}
 
 
 def _profiles(opened: Opened, path: Path, state: State) -> tuple[str, ...]:
@@ -150,14 +162,22 @@ def _row(graph: Graph, position: int, node: Node) -> Row:
     )
 
 
-def _weights(path: Path, kind: str, weights: Weights) -> Inspection:
+def _weights(path: Path, weights: Weights) -> Inspection:
     rows = tuple(
         Row(layer.name, layer.type, (), {}, shapes, sum(map(prod, shapes)), 0)
         for layer in weights
         if (shapes := tuple(blob.shape for blob in layer.blobs))
     )
-    total = sum(row.parameters for row in rows)
-    return Inspection(str(path), kind, path.stat().st_size, rows=rows, parameters=total)
+    return Inspection(
+        str(path),
+        weights.format,
+        path.stat().st_size,
+        rows=rows,
+        parameters=weights.count,
+        notes=weights.notes,
+        preprocessing=carried(weights.metadata),
+        metadata=about(weights.metadata),
+    )
 
 
 def shapes_text(shapes: Sequence[Shape]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from caffe_compat.errors import VggcError
+from caffe_compat.errors import VggcError, one_line
 from caffe_compat.loading import State
 from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
 
@@ -42,21 +42,21 @@ def _show(found: Inspection) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (("layer", "left"), ("type", "left"), ("top", "left"), ("params", "left")):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.add_column("count", justify="right")
     table.add_column("MACs", justify="right")
     for row in found.rows:
-        table.add_row(
-            row.name, row.type, _tops(row), shapes_text(row.params), _number(row.parameters), _number(row.macs)
-        )
+        cells = row.name, row.type, _tops(row), shapes_text(row.params), _number(row.parameters), _number(row.macs)
+        table.add_row(*map(one_line, cells))
     title = f"{found.path}: {found.format}" + (f", generation {found.generation}" if found.generation else "")
-    console.print(f"{title}, {found.bytes:,} bytes" + (f', net "{found.name}"' if found.name else ""))
+    title += f", {found.bytes:,} bytes" + (f', net "{found.name}"' if found.name else "")
+    console.print(one_line(title), soft_wrap=True)
     console.print(table)
     for line in _totals(found):
-        console.print(line)
+        console.print(one_line(line), soft_wrap=True)
 
 
 def _totals(found: Inspection) -> list[str]:
@@ -66,6 +66,8 @@ def _totals(found: Inspection) -> list[str]:
             lines.append(f"{title}: " + ", ".join(f"{blob} {shapes_text([shape])}" for blob, shape in blobs.items()))
     if found.preprocessing:
         lines.append("preprocessing: " + ", ".join(f"{key} {value}" for key, value in found.preprocessing.items()))
+    if found.metadata:
+        lines.append("metadata: " + ", ".join(f"{key} {value}" for key, value in found.metadata.items()))
     lines += [f"note: {note}" for note in found.notes]
     return lines + [f"problem: {problem}" for problem in found.problems]
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from caffe_compat.graph import Graph, ParamKey
 from caffe_compat.layers.base import Layer, Shape, registered
+from caffe_compat.loading import NET
 from caffe_compat.tensor_weights import is_index
 from caffe_compat.textformat import dump
 from caffe_compat.weights import Blob, LayerBlobs, Weights
@@ -75,7 +76,7 @@ class Model:
         images are prepared, our version."""
         entries = {"format": "pt", "vggc_version": tool_version()}
         if self.graph is not None:
-            entries |= {"caffe_net": dump(self.graph.net), "caffe_profile": self.graph.context.profile}
+            entries |= {NET: dump(self.graph.net), "caffe_profile": self.graph.context.profile}
         if self.preprocessing:
             entries["preprocessing"] = json.dumps(self.preprocessing, sort_keys=True)
         return entries

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, Value, rebuild
 from caffe_compat.layers.base import Shape
+from caffe_compat.tags import encode_varint
 from converters.model import Model, NamedBlob, tool_version
 from converters.streaming import Payloads, Target
 
@@ -259,23 +260,15 @@ def check(model: onnx.ModelProto) -> None:
 def _piece(item: NamedBlob) -> bytes:
     """Everything of ModelProto{graph{initializer{...}}} before the payload."""
     head = _tensor(item).SerializeToString(deterministic=True)
-    head += b"\x4a" + _varint(item.blob.values.nbytes)  # raw_data = 9
+    head += b"\x4a" + encode_varint(item.blob.values.nbytes)  # raw_data = 9
     tensor = len(head) + item.blob.values.nbytes
-    inner = b"\x2a" + _varint(tensor) + head  # GraphProto.initializer = 5
-    return b"\x3a" + _varint(len(inner) + item.blob.values.nbytes) + inner  # ModelProto.graph = 7
+    inner = b"\x2a" + encode_varint(tensor) + head  # GraphProto.initializer = 5
+    return b"\x3a" + encode_varint(len(inner) + item.blob.values.nbytes) + inner  # ModelProto.graph = 7
 
 
 def _tensor(item: NamedBlob) -> onnx.TensorProto:
     kind = helper.np_dtype_to_tensor_dtype(item.blob.values.dtype)
     return TensorProto(name=item.name, dims=item.shape, data_type=kind)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def _write_external(used: list[NamedBlob], target: Target, payloads: Payloads) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -9,56 +10,109 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from caffe_compat.errors import BinaryError
-from converters.inspect import Inspection, Row, Shape
+from caffe_compat.mapped import map_file
+from caffe_compat.preprocessing import carried
+from caffe_compat.tags import BYTES, Field, Tags, encode_varint
+from caffe_compat.wire import refuse_other_kinds
+from converters.inspect import Inspection, Row, Shape, about
+
+GRAPH, INITIALIZER = 7, 5
+"""Numbers of ModelProto.graph and GraphProto.initializer."""
+VALUES = {4, 5, 6, 7, 9, 10, 11}
+"""Numbers of TensorProto's fields of values."""
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+}
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """The model; external data stays where it is.
+    """The model with initializers that have no values; external data stays where it is.
 
     Raises:
+        VggcError: there is no such file, or it may not be read.
         BinaryError: not an ONNX file.
     """
+    source = str(path)
+    data = map_file(source)
+    refuse_other_kinds(data, source, "an ONNX model")
+    remedy = "check that it was copied whole"
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise BinaryError(
-            f"not an ONNX model: {error}", where=str(path), remedy="check that it was copied whole"
-        ) from error
+        model = onnx.ModelProto.FromString(b"".join(_skeleton(Tags(data, source), len(data))))
+    except DecodeError as error:
+        raise BinaryError(f"not an ONNX model: {error}", where=source, remedy=remedy) from error
     if not model.opset_import or not model.graph.node:
-        raise BinaryError("not an ONNX model: it has no graph", where=str(path), remedy="check where it came from")
+        raise BinaryError("not an ONNX model: it has no graph", where=source, remedy="check where it came from")
     return model
 
 
+def _skeleton(tags: Tags, end: int) -> Iterator[bytes]:
+    """A model's bytes without the values of its initializers."""
+    for part in tags.fields(0, end):
+        yield _without(tags, part, GRAPH, lambda field: _without(tags, field, INITIALIZER, _shape_only(tags)))
+
+
+def _shape_only(tags: Tags) -> Callable[[Field], bytes]:
+    return lambda field: b"" if field.number in VALUES else tags.data[field.start : field.end]
+
+
+def _without(tags: Tags, part: Field, number: int, inner: Callable[[Field], bytes]) -> bytes:
+    """A field as it stands; a message of that number from what `inner` makes of its fields."""
+    if part.number != number or part.wire != BYTES:
+        return tags.data[part.start : part.end]
+    body = b"".join(map(inner, tags.fields(part.value, part.end)))
+    return encode_varint(number << 3 | BYTES) + encode_varint(len(body)) + body
+
+
 def inspect_onnx(path: Path) -> Inspection:
-    """Nodes with the initializers that they read."""
+    """Nodes with the initializers that they read; only floating point ones count as parameters."""
     model = read_model(path)
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    infos = [*model.graph.value_info, *model.graph.output]
-    shapes = {info.name: _shape(info) for info in infos}
-    opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.opset_import)
-    counted: set[str] = set()
-    rows = []
-    for node in model.graph.node:
-        read = [name for name in node.input if name in sizes]
-        new = [name for name in read if name not in counted]
-        counted.update(new)
-        tops = {name: shapes.get(name, ()) for name in node.output}
-        bottoms = tuple(name for name in node.input if name not in sizes)
-        params = tuple(sizes[name] for name in read)
-        rows.append(Row(node.name, node.op_type, bottoms, tops, params, sum(prod(sizes[name]) for name in new), 0))
+    graph = model.graph
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    known = {tensor.name for tensor in graph.initializer}
+    rows = tuple(_rows(graph))
     return Inspection(
         str(path),
         "onnx",
         path.stat().st_size,
-        name=model.graph.name,
-        inputs={info.name: _shape(info) for info in model.graph.input if info.name not in sizes},
-        outputs={info.name: _shape(info) for info in model.graph.output},
-        rows=tuple(rows),
+        name=graph.name,
+        inputs={info.name: _shape(info) for info in graph.input if info.name not in known},
+        outputs={info.name: _shape(info) for info in graph.output},
+        rows=rows,
         parameters=sum(row.parameters for row in rows),
-        notes=(f"opset {opsets}",),
+        notes=tuple(_notes(model)),
+        preprocessing=carried(metadata),
+        metadata=about(metadata),
     )
 
 
+def _rows(graph: onnx.GraphProto) -> Iterator[Row]:
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {info.name: _shape(info) for info in (*graph.value_info, *graph.output)}
+    counted: set[str] = set()
+    for node in graph.node:
+        read = [weights[name] for name in node.input if name in weights]
+        new = {tensor.name: prod(tensor.dims) for tensor in read if tensor.data_type in FLOATS}
+        count = sum(size for name, size in new.items() if name not in counted)
+        counted.update(new)
+        tops = {name: shapes.get(name, ()) for name in node.output}
+        bottoms = tuple(name for name in node.input if name not in weights)
+        yield Row(node.name, node.op_type, bottoms, tops, tuple(tuple(t.dims) for t in read), count, 0)
+
+
+def _notes(model: onnx.ModelProto) -> Iterator[str]:
+    yield "opset " + ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.opset_import)
+    if model.producer_name:
+        yield f"written by {model.producer_name} {model.producer_version}".rstrip()
+    files = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    yield from (f"weights are in {name}" for name in sorted(files))
+
+
 def _shape(info: onnx.ValueInfoProto) -> Shape:
-    """Sizes; 0 stands for one that is left open."""
-    return tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+    """Sizes; one that is left open has its name, or "?"."""
+    dims = info.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
