@@ -25,7 +25,7 @@ def preprocessing(net: pb.NetParameter, channels: int = 3) -> dict[str, Any]:
 
     Args:
         net: of any generation.
-        channels: of the net's input.
+        channels: of the net's images.
 
     Raises:
         UpgradeError: the net cannot be upgraded.
@@ -53,9 +53,9 @@ def preprocessing(net: pb.NetParameter, channels: int = 3) -> dict[str, Any]:
     return entries
 
 
-def color_channels(inputs: Mapping[str, Sequence[int]]) -> int:
-    """Channels of a net's image input: the first with four axes; 0 when it has none."""
-    return next((shape[1] for shape in inputs.values() if len(shape) == 4), 0)
+def color_channels(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Channels of a net's images: the first of its blobs with four axes; 0 when it has none."""
+    return next((shape[1] for shape in shapes.values() if len(shape) == 4), 0)
 
 
 def _short(value: float) -> float:

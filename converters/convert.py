@@ -256,7 +256,7 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     read = (*opened.graph.source.warnings, *opened.weights.notes)
     losses = tuple(dict.fromkeys((*opened.losses, *opened.bound.notes, *read)))
     notes = tuple(dict.fromkeys((*opened.notes, *losses)))
-    channels = color_channels(opened.graph.inputs)
+    channels = color_channels(opened.graph.shapes)
     ready: Mapping[str, Any] = preprocessing(opened.original, channels) or carried(opened.weights.metadata)
     if options.net and not ready:
         ready = _of_caffemodel(source, opened.weights, channels)

@@ -129,7 +129,7 @@ def _net(path: Path, state: State) -> Inspection:
         sum(row.macs for row in rows),
         notes,
         tuple(str(problem) for problem in graph.problems),
-        preprocessing(opened.original, color_channels(graph)) or carried(metadata),
+        preprocessing(opened.original, color_channels(graph.shapes)) or carried(metadata),
         about(metadata),
     )
 
