@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from caffe_compat.dialects import is_fork_field
 from caffe_compat.errors import TextError, Where
 from caffe_compat.source import Document, SourceMap, UnknownField
 from caffe_compat.tokens import Decoded, Lines, foreign, printable, quote, swallowed
@@ -79,6 +80,7 @@ class _Field(NamedTuple):
     is_message: bool
     read: Callable[[_Parser, _Field], Any]
     values: Mapping[str, int]
+    of_fork: bool
 
 
 @cache
@@ -95,6 +97,7 @@ def _field(field: FieldDescriptor) -> _Field:
         is_message=field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE,
         read=_read_bytes if is_bytes else _READERS.get(field.cpp_type, _read_bytes),
         values={value.name: value.number for value in enum},
+        of_fork=is_fork_field(field),
     )
 
 
@@ -232,6 +235,8 @@ class _Parser(Untyped):
             field = table.get(self.token)
             if field is None:
                 self.unknown_field(prefix)
+            elif field.of_fork:
+                self.fork_field(message, field, prefix)
             else:
                 self.known_field(message, field, prefix)
             self.separator()
@@ -252,6 +257,28 @@ class _Parser(Untyped):
         else:
             self.offsets[path] = start
             self.singular(message, field, path, start)
+
+    def fork_field(self, message: Message, field: _Field, prefix: str) -> None:
+        """A field that forks have; what does not fit it is another fork's field of that name, kept as unknown."""
+        start, around, places = self.start, list(self.open), len(self.offsets)
+        invalid, unknown = len(self.invalid), len(self.unknown)
+        taken = len(getattr(message, field.name)) if field.repeated else int(prefix + field.name in self.offsets)
+        try:
+            self.known_field(message, field, prefix)
+            if len(self.invalid) == invalid:
+                return
+        except TextError:
+            self.open = around
+        del self.invalid[invalid:], self.unknown[unknown:]
+        while len(self.offsets) > places:
+            self.offsets.popitem()
+        if field.repeated:
+            del getattr(message, field.name)[taken:]
+        elif not taken:
+            message.ClearField(field.name)
+        self.end = start
+        self.advance()
+        self.unknown_field(prefix)
 
     def singular(self, message: Message, field: _Field, path: str, start: int) -> None:
         if field.is_message:

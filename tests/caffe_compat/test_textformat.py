@@ -358,7 +358,7 @@ def test_layers_inside_a_solver_are_named() -> None:
 def test_unknown_fields_are_all_kept() -> None:
     text = """engine: CAFFE
 layer { name: "p"
-  permute_param { order: [0, 2] order: 1; inner: < a: 'x' "y" > }
+  turn_param { order: [0, 2] order: 1; inner: < a: 'x' "y" > }
   convolution_param { num_output: 3 foo: -inf, bar: - 0.5e3 baz: [] }
   [caffe.ext] { a { } } list: [{ a: 1 }, <a: 2>]
 }
@@ -366,7 +366,7 @@ layer { name: "p"
     document = parse(text, pb.NetParameter, "f.prototxt")
     assert document.map.unknown == (
         UnknownField(Where("f.prototxt", 1, 1), "engine", "engine: CAFFE"),
-        unknown_in_p(3, 3, "permute_param", 'permute_param { order: [0, 2] order: 1 inner { a: "xy" } }'),
+        unknown_in_p(3, 3, "turn_param", 'turn_param { order: [0, 2] order: 1 inner { a: "xy" } }'),
         unknown_in_p(4, 37, "convolution_param.foo", "foo: -inf"),
         unknown_in_p(4, 48, "convolution_param.bar", "bar: -0.5e3"),
         unknown_in_p(4, 61, "convolution_param.baz", "baz: []"),
@@ -380,6 +380,35 @@ layer { name: "p"
         "layer[0]": [u.text for u in document.map.unknown if u.path.count(".") == 1 or "[caffe" in u.path],
         "layer[0].convolution_param": ["foo: -inf", "bar: -0.5e3", "baz: []"],
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "kept", "unknown"),
+    [
+        ("permute_param { order: 0 order: x order: 1 }", "permute_param { order: 0 order: 1 }", "order: x"),
+        ("permute_param { order: [0, x] }", "permute_param { }", "order: [0, x]"),
+        ("region_loss_param { side: 3 softmax: false }", "region_loss_param { side: 3 }", "softmax: false"),
+        ("multibox_loss_param { match_type: BEST }", "multibox_loss_param { }", "match_type: BEST"),
+        (
+            "transform_param { crop_h: 1 resize_param { height: 2 } resize_param { height: 3 } }",
+            "transform_param { crop_h: 1 resize_param { height: 2 } }",
+            "resize_param { height: 3 }",
+        ),
+        ("permute_param: 3", "", "permute_param: 3"),
+    ],
+)
+def test_fields_of_other_forks_are_unknown(field: str, kept: str, unknown: str) -> None:
+    """A field that one fork has does not keep another fork's field of that name from being read."""
+    document = parse(f'layer {{ name: "p" {field} }}', pb.NetParameter)
+    assert document.message == net(f'layer {{ name: "p" {kept} }}')
+    assert [entry.text for entry in document.map.unknown] == [unknown]
+    assert document.map.positions.keys() == parse(f'layer {{ name: "p" {kept} }}', pb.NetParameter).map.positions.keys()
+
+
+@pytest.mark.parametrize("text", ["layer { permute_param { order: } }", "layer { permute_param { order: 0 }"])
+def test_fields_of_forks_are_not_forgiven_broken_text(text: str) -> None:
+    with pytest.raises(TextError):
+        parse(text, pb.NetParameter)
 
 
 def unknown_in_p(line: int, column: int, name: str, text: str) -> UnknownField:
@@ -641,7 +670,11 @@ def values_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     }[field.type]
 
 
-REQUIRED = {"ClipParameter": ("min", "max")}
+REQUIRED = {
+    "ClipParameter": ("min", "max"),
+    "BoxAnnotatorOHEMParameter": ("roi_per_img",),
+    "PSROIPoolingParameter": ("spatial_scale", "output_dim", "group_size"),
+}
 
 
 def messages(kind: Any) -> st.SearchStrategy[dict[str, Any]]:
