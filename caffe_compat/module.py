@@ -215,7 +215,9 @@ class Net(nn.Module):
 
 def _idle(graph: Graph) -> list[bool]:
     """For each node whether it must give no gradient: dec2013 alone leaves layers out that could."""
-    return [graph.context.profile == DEC2013 and not needed for needed in graph.backward.layers]
+    if graph.context.profile != DEC2013:
+        return [False] * len(graph.nodes)
+    return [not needed for needed in graph.backward.layers]
 
 
 def _runs(graph: Graph) -> list[Run]:
