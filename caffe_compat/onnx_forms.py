@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,3 +30,13 @@ def reduce(
     if g.opset >= 18 or kind == "ReduceSum":
         return g.op(kind, [name, g.constant(np.array(axes, np.int64))], outputs, keepdims=int(keepdims))
     return g.op(kind, [name], outputs, axes=list(axes), keepdims=int(keepdims))
+
+
+def resize(g: OnnxWriter, name: str, size: Sequence[int], outputs: Sequence[str] | int = 1, **modes: Any) -> list[str]:
+    """Resize the last axes of (N, C, ...) to a constant size; N and C are copied, so they may be dynamic."""
+    wanted = g.constant(np.array(size, np.int64))
+    if g.opset >= 18:
+        return g.op("Resize", [name, "", "", wanted], outputs, axes=list(range(2, 2 + len(size))), **modes)
+    start, end = (g.constant(np.array([value], np.int64)) for value in (0, 2))
+    kept = g.op("Slice", [*g.op("Shape", [name]), start, end])
+    return g.op("Resize", [name, "", "", *g.op("Concat", [*kept, wanted], axis=0)], outputs, **modes)

@@ -31,9 +31,15 @@ class LossLayer(Layer):
     LOSS = True
     MAX_AXES: ClassVar[int | None] = None
     """Most axes of each bottom; 4 where Caffe uses the num/channels/height/width accessors."""
+    PRE_FIXED: ClassVar[bool] = False
+    """It knows the forks' normalization PRE_FIXED."""
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.check_batch(bottoms)
+        what = f"normalization PRE_FIXED, which {self.TYPE} does not know here"
+        known = self.PRE_FIXED or self.param.loss_param.normalization != pb.LossParameter.PRE_FIXED
+        remedy = "state FULL, VALID, BATCH_SIZE or NONE, or name the dialect of the fork that has it"
+        self.check(known, what, field="loss_param.normalization", remedy=remedy)
         for position, shape in enumerate(bottoms):
             self.check(
                 self.MAX_AXES is None or len(shape) <= self.MAX_AXES,
@@ -82,6 +88,15 @@ class Loss2013(Layer):
     def loss(self, bottoms: list[Tensor]) -> Tensor:
         """The loss; its gradients are those of that Caffe."""
         raise NotImplementedError(self.TYPE)
+
+
+def check_same_sizes(layer: Layer, bottoms: Sequence[Shape]) -> None:
+    """Every bottom has the sizes of bottom 0; axes of size 1 at the end do not count (channels, height, width)."""
+    wanted = (*bottoms[0], 1, 1, 1)[:4]
+    for position, shape in enumerate(bottoms):
+        what = f"bottom {position} has shape {shape}, bottom 0 has {bottoms[0]}"
+        same = (*shape, 1, 1, 1)[:4] == wanted
+        layer.check(same, what, field=f"bottom[{position}]", remedy="make all bottoms the same size")
 
 
 def check_label_count(layer: Layer, data: Shape, labels: Shape, axis: int) -> None:

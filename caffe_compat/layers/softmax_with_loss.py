@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.loss import (
@@ -34,8 +34,8 @@ class SoftmaxWithLoss(LossLayer):
     """
 
     TYPE = "SoftmaxWithLoss"
-    V1 = ("SOFTMAX_LOSS",)
-    V0 = ("softmax_loss",)
+    V1: ClassVar[tuple[str, ...]] = ("SOFTMAX_LOSS",)
+    V0: ClassVar[tuple[str, ...]] = ("softmax_loss",)
     PARAM = "loss_param"
     TOPS = (1, 2)
 
@@ -58,8 +58,13 @@ class SoftmaxWithLoss(LossLayer):
         losses = clamp_straight()(-log_p.gather(1, index), None, -log(FLT_MIN))  # (outer, 1, inner)
         if counted is not None:
             losses = losses.where(counted, 0)
-        loss = losses.sum() / normalizer(normalization(self.p), outer, inner, counted)
-        return [loss, log_p.detach().exp().view(data.shape)][: self.tops]
+        loss = losses.sum() / self.normalizer(outer, inner, counted)
+        tops = [loss, log_p.detach().exp().view(data.shape), losses.detach().reshape(labels.shape)]
+        return tops[: self.tops]
+
+    def normalizer(self, outer: int, inner: int, counted: Tensor | None) -> Any:
+        """Z for that many items and positions, and which of the labels count."""
+        return normalizer(normalization(self.p), outer, inner, counted)
 
 
 @register
