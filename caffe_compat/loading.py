@@ -106,14 +106,12 @@ def open_net(
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state)
         losses += replaced
-    context = Context(state.phase, state.profile, state.dialect, str(Path(net).parent))
-    context.state["python_layers"] = state.python_layers
     doubts = guess.problems()
     if not collect:
         raise_all(doubts)
     graph = Graph.from_upgraded(
         upgraded,
-        context,
+        _context(Path(net), state),
         stages=state.stages,
         level=state.level,
         input_shapes=state.input_shapes,
@@ -124,6 +122,11 @@ def open_net(
     graph = replace(graph, notes=notes, problems=(*doubts, *graph.problems))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
     return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses), guess)
+
+
+def _context(path: Path, state: State) -> Context:
+    shared = {"python_layers": state.python_layers}
+    return Context(state.phase, state.profile, state.dialect, str(path.parent), shared)
 
 
 def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tuple[Upgraded, Sequence[str]]:
