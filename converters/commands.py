@@ -34,6 +34,11 @@ def _shape(_context: click.Context, _param: click.Parameter, values: tuple[str, 
     return shapes
 
 
+shapes_option = click.option(
+    "--input-shape", "shapes", multiple=True, callback=_shape, metavar="BLOB=N,C,H,W", help="Shape of an input."
+)
+
+
 @click.command(short_help="Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("targets", metavar="[DST...]", nargs=-1, type=click.Path(path_type=Path))
@@ -44,9 +49,7 @@ def _shape(_context: click.Context, _param: click.Parameter, values: tuple[str, 
 @click.option("--names", type=click.Choice(SCHEMES), default="caffe", show_default=True, help="Names of the weights.")
 @click.option("--opset", type=int, default=17, show_default=True, help="Operator set of ONNX results.")
 @click.option("--static-batch", is_flag=True, help="Keep the declared batch size in ONNX results.")
-@click.option(
-    "--input-shape", "shapes", multiple=True, callback=_shape, metavar="BLOB=N,C,H,W", help="Shape of an input."
-)
+@shapes_option
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @click.option("--dialect", default="", help="The fork whose layers take precedence.")
 @click.option("--weights-only", is_flag=True, help="Convert the weights of a net that cannot be built.")

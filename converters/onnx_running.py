@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from converters.onnx_reading import read_model
 
 Array = NDArray[Any]
 
+PRODUCER = "vggc"
+EARLIER = re.compile(r"@\d+$")
+"""Values of a blob before a layer changes it in place, in models of ours."""
+CONSTANT = re.compile(r"/const(_\d+)?$")
+"""Initializers that are not weights, in models of ours."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -25,7 +31,7 @@ def run_onnx(path: Path, inputs: Mapping[str, Array], names: Sequence[str]) -> d
         VggcError: ONNX Runtime is not installed, or cannot run the model on these inputs.
         BinaryError: not an ONNX file.
     """
-    model = read_model(path)
+    model = load(path)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     session = _session(path, model)
@@ -34,6 +40,17 @@ def run_onnx(path: Path, inputs: Mapping[str, Array], names: Sequence[str]) -> d
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         raise VggcError(f"ONNX Runtime cannot run it: {_first_line(error)}", where=str(path)) from error
     return dict(zip(names, values, strict=True))
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """The whole model, but for external data.
+
+    Raises:
+        VggcError: there is no such file, or it may not be read.
+        BinaryError: not an ONNX file.
+    """
+    read_model(path)  # checks it before it is loaded
+    return onnx.load(str(path), load_external_data=False)
 
 
 def _session(path: Path, model: onnx.ModelProto) -> Any:
@@ -60,8 +77,12 @@ def _first_line(error: Exception) -> str:
 
 
 def tensors(model: onnx.ModelProto) -> list[str]:
-    """The tensors that nodes make, in order."""
-    return [name for node in model.graph.node for name in node.output if name]
+    """The tensors that nodes make, in order; of a model of ours only those that are blobs."""
+    made = [name for node in model.graph.node for name in node.output if name]
+    if model.producer_name != PRODUCER:
+        return made
+    told = {info.name for info in [*model.graph.value_info, *model.graph.output]}
+    return [name for name in made if name in told and not EARLIER.search(name)]
 
 
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -78,16 +99,18 @@ def input_type(model: onnx.ModelProto, name: str) -> np.dtype[Any]:
 
 
 def initializers(path: Path) -> dict[str, Array]:
-    """The weights of a model by name, in the order of the file.
+    """The weights of a model by name, in the order of the file; of a model of ours without its constants.
 
     Raises:
         ConversionError: weights in other files cannot be read.
+        BinaryError: not an ONNX file.
     """
-    model = read_model(path)
+    model = load(path)
     try:
         return {
             tensor.name: onnx.numpy_helper.to_array(tensor, str(path.parent.resolve()))
             for tensor in model.graph.initializer
+            if model.producer_name != PRODUCER or not CONSTANT.search(tensor.name)
         }
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ConversionError(f"its weights cannot be read: {_first_line(error)}", where=str(path)) from error

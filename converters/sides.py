@@ -26,6 +26,10 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
+PIXELS = "vggc_pixels"
+"""Entry of an ONNX model's metadata: how it prepares pixels itself (see converters.pixels)."""
+
+
 @dataclass(frozen=True)
 class Side:
     """A model that can be run.
@@ -40,7 +44,7 @@ class Side:
         layers: blob -> the layers that write it, where the file tells.
         prepares: how images are prepared for it.
         takes: how the model itself prepares images, when it takes pixels (see converters.pixels).
-        graph: the net of a Caffe model, which the other side may borrow.
+        caffe: it is a net of ours, so `layers` has Caffe's names.
     """
 
     path: str
@@ -52,6 +56,7 @@ class Side:
     layers: Mapping[str, str] = field(default_factory=dict)
     prepares: Mapping[str, Any] = field(default_factory=dict)
     takes: Mapping[str, Any] = field(default_factory=dict)
+    caffe: bool = False
 
 
 def open_side(path: Path, net: Path | None = None, state: State | None = None) -> Side:
@@ -125,6 +130,7 @@ def model_side(name: str, model: Model) -> Side:
         run,
         {blob: ", ".join(names) for blob, names in makers.items()},
         model.preprocessing,
+        caffe=True,
     )
 
 
@@ -148,7 +154,7 @@ def _onnx(path: Path) -> Side:
         initializers(path),
         run,
         made,
-        takes=_entries(about.get("vggc_pixels", "{}")),
+        takes=_entries(about.get(PIXELS, "{}")),
     )
 
 
@@ -157,7 +163,7 @@ def _entries(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and {"input", "blob"} <= found.keys() else {}
 
 
 def _python(path: Path) -> Side:

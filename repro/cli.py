@@ -30,6 +30,7 @@ COMMANDS = {
         "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."
     ),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
+    "verify": Entry("converters.verify_command:verify", "Compare two models layer by layer, and their weights."),
     "upgrade": Entry("caffe_compat.commands:upgrade", "Bring a net, its weights or a solver to the newest generation."),
 }
 REPORT = "this is a fault in vggc; please report it with the traceback that `vggc --debug` shows"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -18,6 +16,7 @@ from rich.table import Table
 import caffe_compat as cc
 import prototxt
 from caffe_compat.schema import pb
+from converters.onnx_running import run_onnx
 from repro.cli import run
 
 Array = NDArray[np.float32]
@@ -112,7 +111,7 @@ def compare(weights: Path, model: Path) -> list[Row]:
     data = images()
     with torch.no_grad():
         ours = cc.load(weights)({"data": torch.from_numpy(data)}, blobs="all")
-    theirs = run_onnx(model, data, [name for name in ours if name != "data"])
+    theirs = run_onnx(model, {"data": data}, [name for name in ours if name != "data"])
     rows = []
     for name, other in theirs.items():
         mine = ours[name].numpy()
@@ -120,15 +119,6 @@ def compare(weights: Path, model: Path) -> list[Row]:
             raise cc.VggcError(f"{name} is {mine.shape} in PyTorch and {other.shape} in ONNX Runtime")
         rows.append(Row(name, mine.shape, float(np.abs(mine).max()), float(np.abs(mine - other).max())))
     return rows
-
-
-def run_onnx(path: Path, data: Array, blobs: list[str]) -> dict[str, Array]:
-    """The named blobs of an ONNX model, which names its tensors as the net names its blobs."""
-    model = onnx.load(path)
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in known)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return dict(zip(blobs, session.run(blobs, {"data": data}), strict=True))
 
 
 def table(rows: list[Row]) -> Table:

@@ -46,8 +46,8 @@ def test_a_difference_fails(
 ) -> None:
     right = demo.run_onnx
 
-    def wrong(path: Path, data: demo.Array, blobs: list[str]) -> dict[str, demo.Array]:
-        return {name: value + np.float32(name == "prob") for name, value in right(path, data, blobs).items()}
+    def wrong(path: Path, inputs: dict[str, demo.Array], names: list[str]) -> dict[str, demo.Array]:
+        return {name: value + np.float32(name == "prob") for name, value in right(path, inputs, names).items()}
 
     monkeypatch.setattr(demo, "run_onnx", wrong)
     assert demo.main(tmp_path) == 1
