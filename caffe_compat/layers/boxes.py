@@ -53,6 +53,14 @@ def overlaps(a: Floats, b: Floats) -> Floats:
     return ratio
 
 
+@dataclass(frozen=True)
+class Priors:
+    """Prior boxes and their variances, (P, 4) each."""
+
+    boxes: Floats
+    variances: Floats
+
+
 # -- codes -----------------------------------------------------------------------------------------------------
 
 
@@ -96,13 +104,6 @@ class Code:
             size = sizes(priors)
             code = (boxes - priors) / np.concatenate([size, size], -1)
         return code if self.in_target else code / variances
-
-    def unfit(self, boxes: Floats) -> int:
-        """Index of the first box that has no width or no height where the code needs both, -1 for none."""
-        if self.kind == CORNER:
-            return -1
-        flat = ~(sizes(boxes) > 0).all(-1)
-        return int(flat.argmax()) if flat.any() else -1
 
 
 def sizes(boxes: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_compat.errors import ConversionError
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
-from caffe_compat.layers.boxes import Code, Floats, best, suppress, to_array
+from caffe_compat.layers.boxes import CORNER, Code, Floats, Priors, best, sizes, suppress, to_array
 from caffe_compat.layers.legacy_axes import legacy_sizes
 from caffe_compat.layers.pooling import FLT_MAX
 
@@ -41,18 +41,25 @@ def check_predictions(layer: Layer, bottoms: Sequence[Shape], classes: int, loca
     return priors
 
 
-def read_priors(layer: Layer, prior: Tensor, code: Code) -> tuple[Floats, Floats]:
-    """Boxes and variances, (P, 4) each.
-
-    Raises:
-        LayerError: a box has no size where the code needs one.
-    """
+def read_priors(prior: Tensor) -> Priors:
+    """The values of a PriorBox layer's top, (1, 2, P * 4)."""
     rows = to_array(prior).reshape(-1, prior.shape[2])
     boxes, variances = (row[: len(row) // 4 * 4].reshape(-1, 4) for row in rows[:2])
-    unfit = code.unfit(boxes)
-    what = f"prior box {unfit} is {boxes[unfit] if unfit >= 0 else ''}; its width and height must be positive"
-    layer.check(unfit < 0, what, field="bottom[2]", remedy="correct the PriorBox layers, or use code_type CORNER")
-    return boxes, variances
+    return Priors(boxes, variances)
+
+
+def check_sized(layer: Layer, boxes: Floats, code: Code, what: str, position: int) -> None:
+    """Refuse boxes without width or height where the code divides by them.
+
+    Raises:
+        LayerError: naming the first such box.
+    """
+    if code.kind != CORNER:
+        flat = ~(sizes(boxes) > 0).all(-1)
+        first = boxes[int(flat.argmax())].tolist() if flat.any() else []
+        remedy = "correct it, or use code_type CORNER"
+        message = f"{what} {first} has no width or no height"
+        layer.check(not first, message, field=f"bottom[{position}]", remedy=remedy)
 
 
 @register
@@ -105,10 +112,11 @@ class DetectionOutput(Layer):
 
         self.reshape(bottoms)
         num = len(bottoms[0])
-        priors, variances = read_priors(self, bottoms[2], self.code)
-        codes = to_array(bottoms[0]).reshape(num, len(priors), self.located, 4)
-        boxes = self.code.decode(priors[:, None], variances[:, None], codes).swapaxes(1, 2)  # (N, located, P, 4)
-        scores = np.ascontiguousarray(to_array(bottoms[1]).reshape(num, len(priors), -1).swapaxes(1, 2))  # (N, C, P)
+        priors = read_priors(bottoms[2])
+        check_sized(self, priors.boxes, self.code, "prior box", 2)
+        codes = to_array(bottoms[0]).reshape(num, len(priors.boxes), self.located, 4)
+        boxes = self.code.decode(priors.boxes[:, None], priors.variances[:, None], codes).swapaxes(1, 2)
+        scores = np.ascontiguousarray(to_array(bottoms[1]).reshape(num, len(priors.boxes), -1).swapaxes(1, 2))
         found = [self._detect(image, boxes[image], scores[image]) for image in range(num)]
         rows = np.concatenate(found) if found else np.zeros((0, 7), np.float32)
         if not len(rows):
