@@ -12,13 +12,33 @@ if TYPE_CHECKING:
     from caffe_compat.upgrade_files import UpgradedFile
 
 
+def _dialect(_context: click.Context, _param: click.Parameter, name: str) -> str:
+    from caffe_compat.dialects import resolve
+    from caffe_compat.errors import FormatError
+
+    try:
+        return resolve(name)
+    except FormatError as error:
+        raise click.BadParameter(f"{error.what}; {error.remedy}") from error
+
+
+dialect_option = click.option(
+    "--dialect",
+    default="",
+    metavar="FORK",
+    callback=_dialect,
+    help="The fork that the net is for, by default judged by its layers; bvlc refuses what forks have added.",
+)
+
+
 @click.command(short_help="Bring a net, its weights or a solver to the newest generation.")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
+@dialect_option
 @click.option("--strict", is_flag=True, help="Refuse what would be dropped, and fields that Caffe does not have.")
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def upgrade(source: Path, target: Path | None, strict: bool, force: bool, as_json: bool) -> None:
+def upgrade(source: Path, target: Path | None, dialect: str, strict: bool, force: bool, as_json: bool) -> None:
     """Rewrite IN, a net or solver of any generation, text or binary, in the newest one, as Caffe's own tools do.
 
     Text goes to OUT, or to standard output without it. A .caffemodel keeps its weights bit by bit; with an OUT that
@@ -29,7 +49,7 @@ def upgrade(source: Path, target: Path | None, strict: bool, force: bool, as_jso
     """
     from caffe_compat.upgrade_files import upgrade_file
 
-    result = upgrade_file(source, strict=strict)
+    result = upgrade_file(source, strict=strict, dialect=dialect)
     if target is None and result.binary:
         raise click.UsageError("IN is binary: name the OUT to write.")
     if target is not None:

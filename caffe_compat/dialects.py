@@ -79,7 +79,7 @@ class Dialect:
         if name in own:
             return True
         field = kind.fields_by_name.get(name)
-        if field is None or field.number >= OURS:
+        if field is None or field.number >= OURS or field.number in own.values():
             return False
         return not (own and is_fork_message(kind))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -46,6 +46,7 @@ class Guess:
 
     Attributes:
         dialect: its short name; "" for a net of BVLC Caffe.
+        numbers: the dialect whose numbers a binary net has: that one, or "" for those of BVLC Caffe.
         reasons: what speaks for it.
         alternatives: others that have all of it as well and mean the same.
         rivals: others that have all of it as well and mean something else: then the user has to say.
@@ -54,6 +55,7 @@ class Guess:
     """
 
     dialect: str = ""
+    numbers: str = ""
     reasons: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ def told(dialect: str) -> Guess | None:
     Raises:
         FormatError: there is no such dialect.
     """
-    return Guess(resolve(dialect), ASKED) if dialect else None
+    return Guess(resolve(dialect), resolve(dialect), ASKED) if dialect else None
 
 
 @dataclass(frozen=True)
@@ -198,25 +200,37 @@ class _Raw:
     start: int
 
 
-def guess_file(data: Any, source: str) -> Guess:
+def guess_file(data: Any, source: str, dialect: str = "") -> Guess:
     """The fork of a binary net, judged by the numbers of its fields as well; BVLC Caffe when it is not readable.
 
     Args:
         data: the net, mapped or in memory.
         source: its name.
+        dialect: the fork, where the user names it.
+
+    Raises:
+        FormatError: there is no such dialect.
     """
+    tags, asked = Tags(data, source), told(dialect)
     try:
-        return _decide([item for item in _raw_evidence(Tags(data, source)) if item.forks])
+        layers = [_raw_layer(tags, part) for part in tags.fields(0, len(data)) if _is_layer(part)]
+        plain = {id(raw): not forks_with_type(raw.type) and _clean(tags, _LAYER, raw.parts, None) for raw in layers}
+        usual = {part.number for raw in layers if plain[id(raw)] for part in raw.parts}
+        strange = [] if asked else [_of_raw(tags, raw, usual) for raw in layers if not plain[id(raw)]]
     except BinaryError:
-        return Guess()
+        return asked or Guess()
+    guess = asked or _decide([item for item in strange if item.forks])
+    own = dialects().get(guess.dialect)
+    return replace(guess, numbers="") if own is None or _contradicts(own, usual) else guess
 
 
-def _raw_evidence(tags: Tags) -> Iterator[_Evidence]:
-    for part in tags.fields(0, len(tags.data)):
-        if part.number == _NET_LAYER and part.wire == BYTES:
-            raw = _raw_layer(tags, part)
-            if forks_with_type(raw.type) or not _clean(tags, _LAYER, raw.parts, None):
-                yield _of_raw(tags, raw)
+def _is_layer(part: Field) -> bool:
+    return part.number == _NET_LAYER and part.wire == BYTES
+
+
+def _contradicts(own: Dialect, usual: Iterable[int]) -> bool:
+    """Whether layers of BVLC Caffe have parameters under numbers that mean something else to the fork."""
+    return any(number in own.names.get(_LAYER.name, {}) for number in usual)
 
 
 def _raw_layer(tags: Tags, layer: Field) -> _Raw:
@@ -227,7 +241,7 @@ def _raw_layer(tags: Tags, layer: Field) -> _Raw:
     return _Raw(kind, name, small, len(parts) - len(small), layer.start)
 
 
-def _of_raw(tags: Tags, raw: _Raw) -> _Evidence:
+def _of_raw(tags: Tags, raw: _Raw, usual: Iterable[int]) -> _Evidence:
     classes = {own.name: _class(raw.type, own.name) for own in dialects().values()}
     forks = {
         own.name: classes[own.name]
@@ -236,6 +250,7 @@ def _of_raw(tags: Tags, raw: _Raw) -> _Evidence:
         and _counts_fit(classes[own.name], *_ends(raw))
         and _blobs_fit(classes[own.name], raw.blobs)
         and _numbers_fit(own, raw, classes[own.name])
+        and not (_contradicts(own, usual) and _contradicts(own, (part.number for part in raw.parts)))
         and _clean(tags, _LAYER, raw.parts, own, foreign=raw.type in own.types)
     }
     exact = frozenset(name for name, cls in forks.items() if cls is not None and len(cls.BLOBS) == raw.blobs)
@@ -314,7 +329,9 @@ def _decide(evidence: Sequence[_Evidence]) -> Guess:
     """The dialect that has most of the layers; of several, the most used, unless they disagree."""
     if not evidence:
         return Guess()
-    ranks = {name: _rank(name, evidence) for name in dialects()}
+    major = {name for name, own in dialects().items() if not own.minor}
+    enough = all(item.forks & major for item in evidence)
+    ranks = {name: _rank(name, evidence) for name in dialects() if name in major or not enough}
     best = max(ranks.values())
     chosen, *others = (name for name, rank in ranks.items() if rank == best)
     differing = {name: _differ(chosen, name, evidence) for name in others}
@@ -322,24 +339,24 @@ def _decide(evidence: Sequence[_Evidence]) -> Guess:
     first = next(iter(rivals.values()), None)
     return Guess(
         chosen,
+        chosen,
         _reasons(chosen, evidence),
         tuple(name for name in others if name not in rivals),
         tuple(rivals),
-        tuple(name for name, rank in ranks.items() if rank[:2] == best[:2] and rank != best),
+        tuple(name for name in dialects() if name not in (chosen, *others) and _rank(name, evidence)[:2] == best[:2]),
         f'layer type "{first.type}"' if first else "",
         first.where if first else Where(),
     )
 
 
-def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int, bool]:
-    """Layers that the dialect has, those of them with just its number of blobs, those that can be built, and whether
-    it is a major one."""
+def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int]:
+    """Layers that the dialect has, those of them with just its number of blobs, and those that can be built."""
     have = exact = known = 0
     for item in evidence:
         have += name in item.forks
         exact += name in item.exact
         known += _class(item.type, name) is not None
-    return have, exact, known, not dialects()[name].minor
+    return have, exact, known
 
 
 def _class(kind: str, dialect: str) -> type[Layer] | None:

@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 
 from google.protobuf.message import Message
 
+from caffe_compat.dialects import restore
 from caffe_compat.errors import FormatError, UpgradeError, VggcError, Where, raise_all
 from caffe_compat.mapped import map_file
 from caffe_compat.reading import read_document
@@ -84,22 +85,26 @@ class UpgradedFile:
                 file.write(text.encode())
 
 
-def upgrade_file(path: str | PathLike[str], *, strict: bool = False) -> UpgradedFile:
+def upgrade_file(path: str | PathLike[str], *, strict: bool = False, dialect: str = "") -> UpgradedFile:
     """Read a net or solver, text or binary, and bring it to the newest generation.
 
     Args:
         path: the file.
-        strict: refuse fields that have no place in the result, and fields that Caffe does not have.
+        strict: refuse fields that have no place in the result, and fields that neither Caffe nor a known fork has.
+        dialect: the fork that wrote a binary net; "" to judge by the file.
 
     Raises:
         FormatError: it cannot be read.
         UpgradeError: Caffe would refuse it; with `strict`, `Problems` for several fields.
     """
-    document = read_document(path)
+    document = read_document(path, dialect)
     message = document.message
     file = _net(document, message) if isinstance(message, pb.NetParameter) else _solver(document)
     if strict:
-        strange = {str(unknown.where): _strange(unknown, "Caffe has no field") for unknown in file.unknown}
+        strange = {
+            str(unknown.where): _strange(unknown, "neither Caffe nor a known fork has a field")
+            for unknown in file.unknown
+        }
         raise_all([*strange.values(), *(p for p in file.problems if str(p.where) not in strange)])
     return file
 
@@ -209,13 +214,16 @@ def _write_binary(result: UpgradedFile, file: BinaryIO) -> None:
         header.ClearField("layer")
         file.write(header.SerializeToString(deterministic=True))
         tags = Tags(map_file(result.source), result.source)
+        dialect = result.document.guess.numbers if result.document.guess else ""
         for layer, origin in zip(result.message.layer, result.origins, strict=True):
-            _write_layer(layer, list(_blobs(result.document.map, origin, tags)), source, file)
+            _write_layer(layer, dialect, list(_blobs(result.document.map, origin, tags)), source, file)
 
 
-def _write_layer(layer: pb.LayerParameter, blobs: list[tuple[int, int]], source: BinaryIO, file: BinaryIO) -> None:
-    """One entry of `layer`: the small message, then the blobs, which lie at (start, end) of `source`."""
-    small = layer.SerializeToString(deterministic=True)
+def _write_layer(
+    layer: pb.LayerParameter, dialect: str, blobs: list[tuple[int, int]], source: BinaryIO, file: BinaryIO
+) -> None:
+    """One entry of `layer`: the small message as the dialect has it, then the blobs at (start, end) of `source`."""
+    small = restore(layer.SerializeToString(deterministic=True), dialect)
     tags = [_head(BLOBS, end - start) for start, end in blobs]
     size = len(small) + sum(map(len, tags)) + sum(end - start for start, end in blobs)
     file.write(_head(LAYER, size) + small)

@@ -285,10 +285,10 @@ class _Carved(Generic[M]):
 
 def _carve(data: mmap.mmap | bytes, source: str, kind: type[M], wanted: str, dialect: str) -> _Carved[M]:
     refuse_other_kinds(data, source, wanted)
-    guess = told(dialect) or (guess_file(data, source) if kind is pb.NetParameter else Guess())
-    carver = _Carver(Tags(data, source), dialects().get(guess.dialect))
+    guess = guess_file(data, source, dialect) if kind is pb.NetParameter else told(dialect) or Guess()
+    carver = _Carver(Tags(data, source), dialects().get(guess.numbers))
     small = carver.message(kind.DESCRIPTOR, 0, len(data))
-    small = translate(data[:] if small is None else small, guess.dialect, kind)
+    small = translate(data[:] if small is None else small, guess.numbers, kind)
     message = _parse(carver.tags, kind, small, 0)
     if not message.ListFields() or (isinstance(message, pb.NetParameter) and not (message.layer or message.layers)):
         lacks = "layers" if isinstance(message, pb.NetParameter) else "field of one"

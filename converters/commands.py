@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from caffe_compat.commands import dialect_option
 from caffe_compat.errors import one_line
 from caffe_compat.loading import State
 from converters.convert import FORMATS, Options, Report
@@ -51,7 +52,7 @@ shapes_option = click.option(
 @click.option("--static-batch", is_flag=True, help="Keep the declared batch size in ONNX results.")
 @shapes_option
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
-@click.option("--dialect", default="", help="The fork whose layers take precedence.")
+@dialect_option
 @click.option("--weights-only", is_flag=True, help="Convert the weights of a net that cannot be built.")
 @click.option("--strict", is_flag=True, help="Refuse what would be dropped, replaced or cast.")
 @click.option("--force", is_flag=True, help="Replace targets that exist.")

@@ -56,6 +56,9 @@ class Inspection:
         problems: everything that keeps it from running, with place and remedy.
         preprocessing: mean, scale, crop, channel order.
         metadata: what else a converted file says of itself, but for the net.
+        dialect: the fork that the net is for, "" for none.
+        dialect_reasons: the layers that tell.
+        dialect_alike, dialect_others: forks that have these layers too, with the same and with another meaning.
     """
 
     path: str
@@ -72,6 +75,10 @@ class Inspection:
     problems: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    dialect: str = ""
+    dialect_reasons: tuple[str, ...] = ()
+    dialect_alike: tuple[str, ...] = ()
+    dialect_others: tuple[str, ...] = ()
 
 
 def resolve(name: str) -> Path:
@@ -114,7 +121,9 @@ def _net(path: Path, state: State) -> Inspection:
     opened = open_net(path, state=state, collect=True, strict=False)
     graph = opened.graph
     rows = tuple(_row(graph, position, node) for position, node in enumerate(graph.nodes))
-    notes = opened.notes + (opened.bound.notes if opened.bound else ()) + _profiles(opened, path, state)
+    bound = opened.bound.notes if opened.bound else ()
+    known = opened.guess.notes()
+    notes = (*(note for note in opened.notes if note not in known), *bound, *_profiles(opened, path, state))
     metadata = opened.weights.metadata if opened.weights else {}
     return Inspection(
         str(path),
@@ -131,6 +140,10 @@ def _net(path: Path, state: State) -> Inspection:
         tuple(str(problem) for problem in graph.problems),
         preprocessing(opened.original, color_channels(graph.shapes)) or carried(metadata),
         about(metadata),
+        opened.guess.dialect,
+        opened.guess.reasons,
+        opened.guess.alternatives,
+        (*opened.guess.rivals, *opened.guess.others),
     )
 
 

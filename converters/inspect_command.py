@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from caffe_compat.commands import dialect_option
 from caffe_compat.errors import VggcError, one_line
 from caffe_compat.loading import State
 from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
@@ -19,7 +20,7 @@ from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
 @click.option("--stage", "stages", multiple=True, help="A stage for include and exclude rules.")
 @click.option("--level", type=int, default=0, show_default=True, help="The level for include and exclude rules.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
-@click.option("--dialect", default="", help="The fork whose layers take precedence.")
+@dialect_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect_command(
     file: str, phase: str, stages: tuple[str, ...], level: int, profile: str, dialect: str, as_json: bool
@@ -64,12 +65,21 @@ def _totals(found: Inspection) -> list[str]:
     for title, blobs in (("inputs", found.inputs), ("outputs", found.outputs)):
         if blobs:
             lines.append(f"{title}: " + ", ".join(f"{blob} {shapes_text([shape])}" for blob, shape in blobs.items()))
+    if found.dialect:
+        lines.append(_dialect(found))
     if found.preprocessing:
         lines.append("preprocessing: " + ", ".join(f"{key} {value}" for key, value in found.preprocessing.items()))
     if found.metadata:
         lines.append("metadata: " + ", ".join(f"{key} {value}" for key, value in found.metadata.items()))
     lines += [f"note: {note}" for note in found.notes]
     return lines + [f"problem: {problem}" for problem in found.problems]
+
+
+def _dialect(found: Inspection) -> str:
+    text = f"dialect: {found.dialect} ({', '.join(found.dialect_reasons)})"
+    if found.dialect_alike:
+        text += f"; the same in {', '.join(found.dialect_alike)}"
+    return text + (f"; not so in {', '.join(found.dialect_others)}" if found.dialect_others else "")
 
 
 def _tops(row: Row) -> str:
