@@ -116,7 +116,7 @@ def check_graph(run: Mapping[str, Any], graph: Graph, compare: Comparison) -> No
 
 
 def check_unparsable(path: Path, message: str, compare: Comparison) -> None:
-    """An error with a line; a field of a fork may also be known to us, or said to be ignored: then the net may stand."""
+    """An error with a line; the net may stand where fields of a fork are known to us or said to be ignored."""
     try:
         document = read_document(path)
         graph = open_net(path, collect=True).graph
