@@ -57,7 +57,7 @@ class ReverseTime(Layer):
             return
         low, high = map(int, torch.aminmax(lengths))
         what = f"a sequence of length {low if low < 0 else high}; there are {steps} steps"
-        self.check(0 <= low and high <= steps, what, field="bottom[1]", remedy=f"feed lengths 0 to {steps}")
+        self.check(low >= 0 and high <= steps, what, field="bottom[1]", remedy=f"feed lengths 0 to {steps}")
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         shape = self.bottom_shapes[0]

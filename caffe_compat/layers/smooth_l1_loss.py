@@ -1,4 +1,4 @@
-"""SmoothL1Loss of the R-CNN forks; smooth_l1_loss_ssd.py has SSD's."""
+"""SmoothL1Loss, as several forks have it: a quadratic near 0 that goes on as a straight line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def smooth_l1(x: Tensor, sigma: float = 1.0) -> Tensor:
 
 
 class SmoothL1(LossLayer):
-    """Base of the R-CNN forks' smooth L1 losses."""
+    """Base of the forks' smooth L1 losses."""
 
     MAX_AXES = 4
 
@@ -30,6 +30,23 @@ class SmoothL1(LossLayer):
 
     def propagates(self, bottom: int) -> bool:
         return bottom < 2
+
+
+@register
+class SmoothL1LossSsd(SmoothL1):
+    """loss = 1/N sum f(a - b), f(x) = x^2 / 2 where |x| < 1, else |x| - 1/2 (smooth_L1_loss_layer.cpp).
+
+    Gradients go to both bottoms. Weights as a third bottom are in the fork's code, but it allows two bottoms only.
+    Source: weiliu89/caffe, branch ssd.
+    """
+
+    TYPE = "SmoothL1Loss"
+    DIALECTS = ("ssd",)
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        self.reshape(bottoms)
+        a, b = bottoms
+        return [smooth_l1(a - b.reshape(a.shape)).sum() / len(a)]
 
 
 @register
