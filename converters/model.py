@@ -95,11 +95,16 @@ def _unbound(weights: Weights) -> Iterator[NamedBlob]:
 def _places(layer: LayerBlobs) -> list[tuple[int, str]]:
     """(index, name) of each blob of a layer in a file.
 
-    Names that are words tell their places when some layer type has exactly these as its first blobs.
+    A name that is a word tells its place when it has the same one in all layer types with the words given.
     """
     names = layer.names or tuple(map(str, range(len(layer.blobs))))
-    words = any(cls.BLOBS[: len(names)] == names for _kind, _scope, cls in registered())
-    return [(place if words else int(name) if is_index(name) else -1, name) for place, name in enumerate(names)]
+    words = {name for name in names if not is_index(name)}
+    able = [cls.BLOBS for _kind, _scope, cls in registered() if words <= set(cls.BLOBS)] if words else []
+    found = []
+    for name in names:
+        places = {blobs.index(name) for blobs in able if name in words} or {int(name) if is_index(name) else -1}
+        found.append((places.pop() if len(places) == 1 else -1, name))
+    return found
 
 
 def blob_name(cls: type[Layer], index: int) -> str:
