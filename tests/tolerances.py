@@ -57,6 +57,8 @@ NOISE_AROUND_ZERO = Tolerance(scale=1e-5, atol=1e-4)
 recordings with other BLAS kernels differ by up to 5e-5 there."""
 TRAJECTORY = Tolerance(scale=1e-4, atol=1e-6)
 LEARNING_RATE = Tolerance(rtol=1e-6)
+ENGINES = Tolerance(scale=1e-5, atol=1e-6)
+"""PyTorch and ONNX Runtime on the same small net."""
 MODELS = Tolerance(scale=5e-4)
 MODELS_TIGHT = Tolerance(scale=1e-5)
 """The project's own bound; models above it are listed in the summary."""
