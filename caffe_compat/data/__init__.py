@@ -1,0 +1,1 @@
+"""Records and images for data layers."""
