@@ -48,6 +48,7 @@ class Dialect:
             they are not those of the schema.
         enums: enum -> value name -> number, where they differ from the schema's.
         defaults: "Message.field" -> its default, where forks disagree.
+        required: layer type -> the field that it must state there, where other forks have a default.
         minor: it gathers the layers of others or is seldom met, so that others are preferred.
     """
 
@@ -57,6 +58,7 @@ class Dialect:
     fields: Mapping[str, Mapping[str, int]]
     enums: Mapping[str, Mapping[str, int]]
     defaults: Mapping[str, float]
+    required: Mapping[str, str]
     minor: bool
 
     @cached_property
@@ -133,6 +135,7 @@ def _dialect(name: str, entry: Mapping[str, Any]) -> Dialect:
         entry["fields"],
         entry.get("enums", {}),
         entry.get("defaults", {}),
+        entry.get("required", {}),
         entry.get("minor", False),
     )
 

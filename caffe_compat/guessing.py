@@ -158,10 +158,13 @@ def _unknown_facts(paths: Iterable[str]) -> Iterator[Fact]:
 
 
 def _of_layer(layer: pb.LayerParameter, facts: Sequence[Fact], where: Where) -> _Evidence:
-    forks = [own for own in dialects().values() if _has_type(own, layer.type) and _has_facts(own, facts)]
-    counts = len(layer.bottom), len(layer.top)
-    fitting = frozenset(own.name for own in forks if _counts_fit(implementation(layer.type, own.name), *counts))
-    return _Evidence(layer.type, _top_fields(facts), fitting, where, lambda _: layer)
+    counts, params = (len(layer.bottom), len(layer.top)), {name for kind, name in facts if kind == _LAYER.name}
+    having = [own for own in dialects().values() if _has_type(own, layer.type) and _has_facts(own, facts)]
+    classes = {own.name: implementation(layer.type, own.name) for own in having if _states_required(own, layer)}
+    forks = {name: cls for name, cls in classes.items() if cls is None or cls.takes(*counts)}
+    reading = {name for name, cls in forks.items() if cls is not None and params <= {cls.PARAM, *cls.FORK_FIELDS}}
+    deaf = {name for name, cls in forks.items() if cls is not None and reading} - reading
+    return _Evidence(layer.type, _top_fields(facts), frozenset(forks) - deaf, where, lambda _: layer)
 
 
 def _has_type(own: Dialect, kind: str) -> bool:
@@ -172,18 +175,16 @@ def _has_facts(own: Dialect, facts: Iterable[Fact]) -> bool:
     return all(own.has(getattr(pb, kind).DESCRIPTOR, name) for kind, name in facts)
 
 
+def _states_required(own: Dialect, layer: pb.LayerParameter) -> bool:
+    """Whether the layer states what the fork asks for in a layer of its type."""
+    wanted = own.required.get(layer.type, "")
+    param, _, name = wanted.partition(".")
+    return not wanted or getattr(layer, param).HasField(name)
+
+
 def _top_fields(facts: Iterable[Fact]) -> tuple[str, ...]:
     """The fields that stand in messages of BVLC Caffe."""
     return tuple(dict.fromkeys(name for kind, name in facts if not is_fork_message(getattr(pb, kind).DESCRIPTOR)))
-
-
-def _counts_fit(cls: type[Layer] | None, bottoms: int, tops: int) -> bool:
-    """Whether a layer takes so many bottoms and tops."""
-    if cls is None:
-        return True
-    tops = max(tops, cls.TOPS[0]) if cls.AUTO_TOPS else tops
-    pairs = ((bottoms, cls.BOTTOMS), (tops, cls.TOPS))
-    return all(least <= count and (most is None or count <= most) for count, (least, most) in pairs)
 
 
 # -- binary nets -------------------------------------------------------------------------------------------
@@ -247,8 +248,7 @@ def _of_raw(tags: Tags, raw: _Raw, usual: Iterable[int]) -> _Evidence:
         own.name: classes[own.name]
         for own in dialects().values()
         if _has_type(own, raw.type)
-        and _counts_fit(classes[own.name], *_ends(raw))
-        and _blobs_fit(classes[own.name], raw.blobs)
+        and _ends_fit(classes[own.name], raw)
         and _numbers_fit(own, raw, classes[own.name])
         and not (_contradicts(own, usual) and _contradicts(own, (part.number for part in raw.parts)))
         and _clean(tags, _LAYER, raw.parts, own, foreign=raw.type in own.types)
@@ -271,14 +271,13 @@ def _reader(tags: Tags, raw: _Raw) -> Callable[[str], pb.LayerParameter | None]:
     return read
 
 
-def _ends(raw: _Raw) -> tuple[int, int]:
+def _ends_fit(cls: type[Layer] | None, raw: _Raw) -> bool:
+    """Whether the layer may have so many bottoms, tops and blobs."""
+    if cls is None:
+        return True
     numbers = Counter(part.number for part in raw.parts)
     bottom, top = (_LAYER.fields_by_name[name].number for name in ("bottom", "top"))
-    return numbers[bottom], numbers[top]
-
-
-def _blobs_fit(cls: type[Layer] | None, blobs: int) -> bool:
-    return cls is None or not cls.BLOBS or blobs <= len(cls.BLOBS)
+    return cls.takes(numbers[bottom], numbers[top]) and (not cls.BLOBS or raw.blobs <= len(cls.BLOBS))
 
 
 def _numbers_fit(own: Dialect, raw: _Raw, cls: type[Layer] | None) -> bool:

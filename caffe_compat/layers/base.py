@@ -114,6 +114,13 @@ class Layer:
         self.tops = len(param.top)
         self._met: tuple[list[Shape] | None, list[Shape]] = (None, [])
 
+    @classmethod
+    def takes(cls, bottoms: int, tops: int) -> bool:
+        """Whether it may have so many bottoms and tops; forks that share a layer type are told apart by this."""
+        tops = max(tops, cls.TOPS[0]) if cls.AUTO_TOPS else tops
+        pairs = ((bottoms, cls.BOTTOMS), (tops, cls.TOPS))
+        return all(least <= count and (most is None or count <= most) for count, (least, most) in pairs)
+
     # -- rules ---------------------------------------------------------------------------------------------
 
     def setup(self, bottoms: Sequence[Shape]) -> None:

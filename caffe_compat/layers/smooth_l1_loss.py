@@ -63,6 +63,10 @@ class SmoothL1Loss(SmoothL1):
     BOTTOMS = (2, 4)
     LOSS = False
 
+    @classmethod
+    def takes(cls, bottoms: int, tops: int) -> bool:
+        return bottoms != 3 and super().takes(bottoms, tops)
+
     def setup(self, bottoms: Sequence[Shape]) -> None:
         what = "weights inside without weights outside"
         self.check(len(bottoms) != 3, what, field="bottom[2]", remedy="state both as bottoms 2 and 3, or neither")
