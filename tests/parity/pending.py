@@ -3,9 +3,7 @@
 PENDING_SECTIONS: frozenset[str] = frozenset(
     {
         "data",  # databases and image lists
-        "forks",  # layers of Caffe's forks
         "protocols",  # dense and multi-crop evaluation
-        "solvers",
         "2013-chain",  # needs solvers
         "2013-data",
         "2013-solver",
@@ -14,7 +12,6 @@ PENDING_SECTIONS: frozenset[str] = frozenset(
 
 PENDING_TYPES: frozenset[str] = frozenset(
     {
-        "Interp",  # forks
         "data (2013)",
         "solver (2013)",
     }
