@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Graph": "caffe_compat.graph",
     "Layer": "caffe_compat.layers.base",
+    "Solver": "caffe_compat.solvers",
     "VggcError": "caffe_compat.errors",
     "load": "caffe_compat.loading",
     "parse_net": "caffe_compat.reading",
@@ -31,7 +32,7 @@ _HOMES = {
     "register_layer": "caffe_compat.layers.python",
 }
 
-__all__ = ["Graph", "Layer", "VggcError", "load", "parse_net", "read_net", "register_layer", "upgrade"]
+__all__ = ["Graph", "Layer", "Solver", "VggcError", "load", "parse_net", "read_net", "register_layer", "upgrade"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from caffe_compat.binding import Bound, bind
 from caffe_compat.dec2013 import PROFILE as DEC2013
 from caffe_compat.errors import GraphError
 from caffe_compat.fillers import fill
 from caffe_compat.graph import Graph, Node, ParamKey, Value
 from caffe_compat.layers.base import Layer, Shape
 from caffe_compat.steps import Run, Step, exact_plan, fast_plan
+from caffe_compat.weights import Weights
 
 Inputs = Mapping[str, Tensor] | Tensor | None
 
@@ -61,6 +63,7 @@ class Net(nn.Module):
         parameters = _parameters(graph, arrays or {}, np.random.default_rng(seed))
         marked = zip(graph.nodes, _idle(graph), _runs(graph), strict=True)
         steps = [self._step(node, slots, parameters, idle, run) for node, idle, run in marked]
+        self._every = steps
         self._steps = [step for step in steps if step.layer.TYPE != "Input"]
         self._exact, self._fast = exact_plan(self._steps), fast_plan(self._steps)
         self._slots = len(slots)
@@ -93,6 +96,40 @@ class Net(nn.Module):
             for step in self._steps
             if step.holders
         }
+
+    @property
+    def owned(self) -> dict[ParamKey, nn.Parameter]:
+        """Each parameter blob once, by its owner, in Caffe's order."""
+        found: dict[ParamKey, nn.Parameter] = {}
+        for step, node in zip(self._every, self.graph.nodes, strict=True):
+            blobs: list[Any] = [p for holder in step.holders for p in holder._parameters.values()]
+            for key, blob in zip(node.params, blobs, strict=True):
+                found.setdefault(key, blob)
+        return found
+
+    @torch.no_grad()
+    def copy_trained(self, weights: Weights, *, strict: bool = False) -> Bound:
+        """Take over the weights of layers of the same name (Net::CopyTrainedLayersFrom).
+
+        Raises:
+            WeightsError: a blob has another shape; when strict, also a layer without weights.
+        """
+        bound = bind(self.graph, weights, strict=strict)
+        owned = self.owned
+        for key, blob in bound.arrays.items():
+            owned[key].copy_(_tensor(blob.values).view(owned[key].shape))
+        return bound
+
+    def share_trained(self, other: Net) -> None:
+        """Use the very parameters of another net in layers of the same name (Net::ShareTrainedLayersWith).
+
+        Raises:
+            GraphError: a layer has parameters of another shape there.
+        """
+        theirs = {step.layer.name: step for step in reversed(other._every) if step.holders}
+        for step in self._every:
+            if step.holders and step.layer.name in theirs:
+                _share(step, theirs[step.layer.name])
 
     # -- running it ----------------------------------------------------------------------------------------
 
@@ -239,6 +276,16 @@ def _telling(run: Run, maker: Callable[[Tensor], None]) -> Run:
         return tops
 
     return told
+
+
+def _share(step: Step, other: Step) -> None:
+    """Put the other's parameters into this step's holder."""
+    mine, theirs = step.holders[0]._parameters, other.holders[0]._parameters
+    shapes = [tuple(p.shape) for p in mine.values() if p is not None]
+    wanted = [tuple(p.shape) for p in theirs.values() if p is not None]
+    if shapes != wanted:
+        raise GraphError(f"parameters of shape {shapes} cannot be shared with {wanted}", where=step.layer.where())
+    mine.update(zip(mine, theirs.values(), strict=True))
 
 
 def _losses(step: Step, bottoms: list[Tensor], values: list[Tensor | None]) -> list[Tensor]:

@@ -1,13 +1,154 @@
-"""Training trajectories, snapshots and resumed runs."""
+"""Training trajectories, snapshots, log lines and resumed runs."""
 
 from __future__ import annotations
 
-from tests.parity.cases import Case, Folders, golden_cases, unsupported
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caffe_compat.reading import read_net
+from caffe_compat.schema import pb
+from caffe_compat.solvers import Solver
+from caffe_compat.solvers.snapshot import read_state
+from tests.parity.cases import Case, Folders, golden_cases
+from tests.parity.compare import Comparison, comparing
+from tests.tolerances import LEARNING_RATE, TRAJECTORY
+
+FIGURE = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+TIMING = re.compile(r" \([^()]*iter/s[^()]*iters\)")
+FROM = ("Solving ", "Learning Rate Policy")
+"""The first line that both logs have: those before describe the set-up."""
 
 
 def cases(folders: Folders) -> list[Case]:
     return golden_cases(folders, "solvers", own_folder=True)
 
 
-def test_solvers(case: Case) -> None:
-    unsupported(case, "solvers")
+def test_solvers(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    shutil.copytree(case.folder, folder, copy_function=shutil.copy)
+    for path in [folder, *folder.iterdir()]:
+        path.chmod(0o755)
+    record = dict(np.load(case.path("traj.npz")))
+    with working_in(folder), comparing() as compare:
+        run(record, compare)
+        check_snapshots(case, folder, compare)
+        resume(case, record, compare)
+        if (case.folder / "train.log").exists():
+            check_log((case.folder / "train.log").read_text(), compare)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def inputs(record: Mapping[str, Any], iteration: int) -> dict[str, torch.Tensor]:
+    names = [key.removeprefix("data/") for key in record if key.startswith("data/")]
+    return {name: torch.from_numpy(record[f"data/{name}"][iteration]) for name in names}
+
+
+def run(record: Mapping[str, Any], compare: Comparison) -> None:
+    """From the recorded start to the end."""
+    solver = Solver("solver.prototxt", weights="init.caffemodel")
+    solver.param.display = 0
+    solver.param.test_interval = 0
+    solver.inputs = lambda iteration: inputs(record, iteration)
+    lr = []
+    for iteration in range(1, int(record["iters"]) + 1):
+        solver.step(1)
+        lr.append(solver.rate)
+        check_params(solver, record, f"params/{iteration}/", compare)
+    compare.array("loss", np.array(solver.losses), record["loss"], TRAJECTORY)
+    compare.array("lr", np.array(lr), record["lr"], LEARNING_RATE)
+
+
+def check_params(solver: Solver, record: Mapping[str, Any], prefix: str, compare: Comparison) -> None:
+    for key in [key for key in record if key.startswith(prefix)]:
+        layer, _, index = key.removeprefix(prefix).rpartition("/")
+        compare.array(key, solver.net.params[layer][int(index)].detach().numpy(), record[key], TRAJECTORY)
+
+
+def check_snapshots(case: Case, folder: Path, compare: Comparison) -> None:
+    """What we wrote on the way equals what Caffe wrote: structure exactly, values within tolerance."""
+    for path in case.folder.glob("snap_iter_*"):
+        ours = folder / path.name
+        compare.check(ours.exists(), f"{path.name} was not written")
+        if ours.exists() and ".solverstate" in path.name:
+            check_states(path, ours, compare)
+        elif ours.exists() and path.suffix == ".caffemodel":
+            check_models(path, ours, compare)
+
+
+def check_states(theirs: Path, ours: Path, compare: Comparison) -> None:
+    a, b = read_state(theirs), read_state(ours)
+    compare.equal("state", (b.iteration, b.step, b.learned_net), (a.iteration, a.step, a.learned_net))
+    compare.equal("history blobs", len(b.history), len(a.history))
+    for index, (old, new) in enumerate(zip(a.history, b.history, strict=False)):
+        compare.array(f"history {index}", new, old, TRAJECTORY)
+
+
+def check_models(theirs: Path, ours: Path, compare: Comparison) -> None:
+    """The messages without their values are equal, splits and all."""
+    a, b = (pb.NetParameter.FromString(path.read_bytes()) for path in (theirs, ours))
+    for net in (a, b):
+        for layer in net.layer:
+            for blob in layer.blobs:
+                blob.ClearField("data")
+                blob.ClearField("diff")
+    compare.equal("layers", [layer.name for layer in b.layer], [layer.name for layer in a.layer])
+    for old, new in zip(a.layer, b.layer, strict=False):
+        compare.equal(f"layer {old.name}", str(new), str(old))
+    compare.equal("net", b.name, a.name)
+    assert read_net(ours).layer
+
+
+def resume(case: Case, record: Mapping[str, Any], compare: Comparison) -> None:
+    """From the snapshot that Caffe wrote."""
+    if "resume/from" not in record:
+        return
+    start = int(record["resume/from"])
+    state = next(path for path in case.folder.glob(f"snap_iter_{start}.solverstate*"))
+    solver = Solver("solver.prototxt", restore=state)
+    solver.param.display = solver.param.test_interval = solver.param.snapshot = 0
+    solver.inputs = lambda iteration: inputs(record, iteration)
+    lr = []
+    for _ in range(start, int(record["iters"])):
+        solver.step(1)
+        lr.append(solver.rate)
+    compare.equal("iteration", solver.iter, int(record["iters"]))
+    compare.array("resume/loss", np.array(solver.losses), record["resume/loss"], TRAJECTORY)
+    compare.array("resume/lr", np.array(lr), record["resume/lr"], LEARNING_RATE)
+    check_params(solver, record, f"resume/params/{solver.iter}/", compare)
+
+
+def check_log(text: str, compare: Comparison) -> None:
+    """The lines of `caffe train`, in form and figures."""
+    lines: list[str] = []
+    Solver("solver.prototxt", weights="init.caffemodel", log=lines.append).solve()
+    wanted = [TIMING.sub("", line.partition("] ")[2]) for line in text.splitlines()]
+    got = [TIMING.sub("", line) for line in lines]
+    wanted, got = (trimmed(each) for each in (wanted, got))
+    compare.equal("log lines", [FIGURE.sub("#", line) for line in got], [FIGURE.sub("#", line) for line in wanted])
+    for mine, line in zip(got, wanted, strict=False):
+        pairs = zip(FIGURE.findall(mine), FIGURE.findall(line), strict=False)
+        for a, b in pairs:
+            compare.array(f"figure in {line!r}", np.array(float(a)), np.array(float(b)), TRAJECTORY)
+
+
+def trimmed(lines: Sequence[str]) -> list[str]:
+    """From the line on that says what is solved."""
+    start = next((i for i, line in enumerate(lines) if line.startswith(FROM)), 0)
+    return [line for line in lines[start:] if line.strip()]
