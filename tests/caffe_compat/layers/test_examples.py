@@ -149,6 +149,21 @@ EXAMPLES = [
     Example('type: "Tile" tile_param { axis: -1 tiles: 2 }'),
     Example('type: "Silence"', PAIR, tops=0),
     Example('type: "Parameter" parameter_param { shape { dim: 2 dim: 3 } }', ()),
+    Example('type: "ConvolutionDepthwise" convolution_param { kernel_size: 3 stride: 2 pad: 1 }'),
+    Example(
+        'type: "DepthwiseConvolution" convolution_param { num_output: 6 group: 3 kernel_size: 2 bias_term: false }'
+    ),
+    Example('type: "Normalize"'),
+    Example('type: "Normalize" norm_param { across_spatial: false eps: 0.01 }', ((2, 3, 4),)),
+    Example('type: "Permute" permute_param { order: 0 order: 2 order: 3 order: 1 }'),
+    Example('type: "Permute" permute_param { order: 2 }', ((2, 3, 4),)),
+    Example('type: "Permute"'),
+    Example('type: "PriorBox" prior_box_param { min_size: 3 aspect_ratio: 2 }', (IMAGE, (2, 3, 20, 30))),
+    Example('type: "PriorBoxClustered" prior_box_param { width: 3 height: 5 img_size: 30 clip: true }'),
+    Example('type: "ReLU6"', low=-4, high=10),
+    Example('type: "Reorg" reorg_param { stride: 2 }', ((2, 8, 4, 6),)),
+    Example('type: "Reorg" reorg_param { stride: 2 reverse: true }', ((2, 8, 3, 5),), dialect="mobilenet-yolo"),
+    Example('type: "Upsample" upsample_param { scale: 3 }', dialect="mobilenet-yolo"),
 ]
 EXPORTED = [example for example in EXAMPLES if example.tops and example.shapes]
 
