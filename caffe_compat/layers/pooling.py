@@ -274,8 +274,8 @@ def _scalar(g: OnnxWriter, value: float) -> str:
 class Pooling(Layer):
     """Maximum, mean or random choice of windows (pooling_layer.cpp, pooling_layer.cu).
 
-    out = ceil((in + 2 pad - kernel) / stride) + 1, floor with round_mode FLOOR; with any padding a last window that
-    would start behind the bottom is dropped. `global_pooling` takes the whole bottom.
+    out = ceil((in + 2 pad - kernel) / stride) + 1, floor with round_mode FLOOR (forks: ceil_mode false); with any
+    padding a last window that would start behind the bottom is dropped. `global_pooling` takes the whole bottom.
 
     MAX         maximum of the window inside the bottom; a second top holds its place h * W + w. The gradient goes to
                 the first maximum, row by row. Without any value: -FLT_MAX.
@@ -288,6 +288,7 @@ class Pooling(Layer):
     V1 = ("POOLING",)
     V0 = ("pool",)
     PARAM = "pooling_param"
+    FORK_FIELDS = ("pooling_param.ceil_mode",)
     TOPS = (1, 2)
 
     LEAST_SUM: float | None = None
@@ -317,7 +318,13 @@ class Pooling(Layer):
             field, plain = "pooling_param.global_pooling", pad == (0, 0) and stride == (1, 1)
             self.check(plain, what, field=field, remedy="remove pad and stride, or state a kernel size instead")
         self._check_pad(kernel, pad)
-        return Window(kernel, stride, pad, self.p.round_mode == self.p.CEIL)
+        return Window(kernel, stride, pad, self._ceil())
+
+    def _ceil(self) -> bool:
+        """Whether sizes are rounded up; `round_mode`, which BVLC Caffe has, counts before the forks' `ceil_mode`."""
+        if self.has("round_mode"):
+            return bool(self.p.round_mode == self.p.CEIL)
+        return bool(self.p.ceil_mode)
 
     def _check_stated(self) -> None:
         """Each size is given in one way (PoolingLayer::LayerSetUp)."""

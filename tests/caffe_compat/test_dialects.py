@@ -403,6 +403,17 @@ def test_fields_that_no_layer_follows_are_refused(layer_text: str, dialect: str,
     assert first.remedy
 
 
+@pytest.mark.parametrize(
+    ("field", "size"),
+    [("", 3), ("ceil_mode: true", 3), ("ceil_mode: false", 2), ("ceil_mode: false round_mode: CEIL", 3)],
+)
+def test_ceil_mode_of_pooling(field: str, size: int) -> None:
+    """cascade-rcnn and yolo9000 have it in place of round_mode; synopsys has both (pooling_layer.cpp)."""
+    param = f"pooling_param {{ kernel_size: 3 stride: 2 {field} }}"
+    text = f'layer {{ name: "p" type: "Pooling" bottom: "x" top: "y" {param} }}'
+    assert Graph.from_net(parse_net(INPUT + text)).shapes["y"] == (1, 4, size, size)
+
+
 @pytest.mark.parametrize("dialect", ["", "ssd"])
 def test_fields_that_choose_an_engine_are_noted(dialect: str) -> None:
     text = "default_forward_type: FLOAT16\n" + INPUT
