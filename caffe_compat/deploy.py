@@ -31,7 +31,7 @@ TAKES_PROBABILITIES = {("dec2013", "InfogainLoss")}
 MEASURES = ("Accuracy", "Evaluate", "Evaluation", "HDF5Output")
 """Endings of the types of layers that only measure or record."""
 
-NOT_DATA = ("Input", "Parameter")
+NOT_DATA = ("ContinuationIndicator", "Input", "Parameter")
 """Types without bottoms that do not read examples."""
 
 

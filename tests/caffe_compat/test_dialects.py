@@ -359,8 +359,8 @@ def test_alike_layers_have_one_class() -> None:
 
 
 def test_a_fork_with_a_layer_of_its_own_does_not_borrow_one() -> None:
-    with pytest.raises(UnknownLayerError, match='layer type "Normalize" of caffe-windows is not supported'):
-        find_layer("Normalize", Context(dialect="caffe-windows"))
+    with pytest.raises(UnknownLayerError, match='layer type "BN" of caffe-windows is not supported'):
+        find_layer("BN", Context(dialect="caffe-windows"))
 
 
 def test_unknown_types_name_the_forks_that_have_them() -> None:
