@@ -18,19 +18,19 @@ def _fixed(param: Param, _iteration: int, _step: int) -> float:
 
 
 def _by_step(param: Param, _iteration: int, step: int) -> float:
-    return param.base_lr * param.gamma**step
+    return float(param.base_lr * param.gamma**step)
 
 
 def _exp(param: Param, iteration: int, _step: int) -> float:
-    return param.base_lr * param.gamma**iteration
+    return float(param.base_lr * param.gamma**iteration)
 
 
 def _inv(param: Param, iteration: int, _step: int) -> float:
-    return param.base_lr * (1 + param.gamma * iteration) ** -param.power
+    return float(param.base_lr * (1 + param.gamma * iteration) ** -param.power)
 
 
 def _poly(param: Param, iteration: int, _step: int) -> float:
-    return param.base_lr * (1 - iteration / param.max_iter) ** param.power
+    return float(param.base_lr * (1 - iteration / param.max_iter) ** param.power)
 
 
 def _sigmoid(param: Param, iteration: int, _step: int) -> float:

@@ -62,7 +62,8 @@ def layers(net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> Iterator[
         for key in node.params if node else ():
             values = owned[key].detach().cpu().numpy()
             layer.blobs.append(array_proto(values, None if diffs is None else diffs[key]))
-        layer.phase = layer.phase if layer.HasField("phase") else pb.Phase.Value(net.graph.context.phase)
+        if not layer.HasField("phase"):
+            layer.phase = pb.Phase.Value(net.graph.context.phase)  # type: ignore[assignment]
         yield layer
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from caffe_compat.errors import VggcError
 from caffe_compat.schema import pb
 
-Tensors = list[Tensor]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -42,46 +42,46 @@ class Step:
         return self.history[:count], self.history[count:]
 
 
-def _decayed(memory: Tensors, keep: float, values: Sequence[Tensor]) -> None:
+def _decayed(memory: Tensors, keep: float, values: Tensors) -> None:
     """memory <- keep memory + (1 - keep) values."""
     torch._foreach_mul_(memory, keep)
     torch._foreach_add_(memory, values, alpha=1 - keep)
 
 
-def _squares(values: Sequence[Tensor]) -> Sequence[Tensor]:
+def _squares(values: Tensors) -> Tensors:
     return torch._foreach_mul(values, values)
 
 
-def _sgd(step: Step) -> Sequence[Tensor]:
+def _sgd(step: Step) -> Tensors:
     torch._foreach_mul_(step.history, step.param.momentum)
     torch._foreach_add_(step.history, torch._foreach_mul(step.diffs, step.rates))
     return step.history
 
 
-def _nesterov(step: Step) -> Sequence[Tensor]:
+def _nesterov(step: Step) -> Tensors:
     momentum = step.param.momentum
     before = torch._foreach_mul(step.history, -momentum)
     after = torch._foreach_mul(_sgd(step), 1 + momentum)
     return torch._foreach_add(after, before)
 
 
-def _by_root(step: Step) -> Sequence[Tensor]:
+def _by_root(step: Step) -> Tensors:
     """rate diff / (sqrt(history) + delta)."""
     roots = torch._foreach_add(torch._foreach_sqrt(step.history), step.param.delta)
     return torch._foreach_mul(torch._foreach_div(step.diffs, roots), step.rates)
 
 
-def _adagrad(step: Step) -> Sequence[Tensor]:
+def _adagrad(step: Step) -> Tensors:
     torch._foreach_add_(step.history, _squares(step.diffs))
     return _by_root(step)
 
 
-def _rmsprop(step: Step) -> Sequence[Tensor]:
+def _rmsprop(step: Step) -> Tensors:
     _decayed(step.history, step.param.rms_decay, _squares(step.diffs))
     return _by_root(step)
 
 
-def _adadelta(step: Step) -> Sequence[Tensor]:
+def _adadelta(step: Step) -> Tensors:
     gradients, updates = step.halves()
     delta, momentum = step.param.delta, step.param.momentum
     _decayed(gradients, momentum, _squares(step.diffs))
@@ -91,7 +91,7 @@ def _adadelta(step: Step) -> Sequence[Tensor]:
     return torch._foreach_mul(moved, step.rates)
 
 
-def _adam(step: Step) -> Sequence[Tensor]:
+def _adam(step: Step) -> Tensors:
     first, second = step.halves()
     beta1, beta2, time = step.param.momentum, step.param.momentum2, step.iteration + 1
     _decayed(first, beta1, step.diffs)
@@ -105,7 +105,7 @@ def _adam(step: Step) -> Sequence[Tensor]:
 class Method:
     """A solver type: its rule, and how many tensors it remembers for each blob."""
 
-    rule: Callable[[Step], Sequence[Tensor]]
+    rule: Callable[[Step], Tensors]
     memories: int = 1
 
 
