@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.box_matching import FREE, HARD_EXAMPLE, Truth, match, match_label, mine, read_truth
-from caffe_compat.layers.boxes import CENTER_SIZE, Code, Floats, Indices, Priors, to_array
+from caffe_compat.layers.boxes import Code, Floats, Indices, Priors, to_array
 from caffe_compat.layers.detection_output import check_predictions, check_sized, read_priors
 from caffe_compat.layers.legacy_axes import legacy_sizes
 from caffe_compat.layers.loss import FLT_MIN, LossLayer, clamp_straight, normalization
@@ -242,7 +242,8 @@ class MultiBoxLoss(LossLayer):
         import torch
 
         boxes, variances = priors.boxes[sample.prior], priors.variances[sample.prior]
-        self._check_codes(boxes, variances, sample.boxes)
+        fine = bool((variances > 0).all())
+        self.check(fine, "a variance is not positive", field="bottom[2]", remedy="correct the PriorBox layers")
         target = torch.from_numpy(self.code.encode(boxes, variances, sample.boxes)).to(loc)
         code = loc[sample.image, sample.prior, sample.column]
         inside = self._inside(boxes, variances, code) if self.p.bp_inside else None
@@ -255,13 +256,6 @@ class MultiBoxLoss(LossLayer):
         if self.p.loc_loss_type == L2:
             return difference.square() / 2
         return torch.nn.functional.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
-
-    def _check_codes(self, boxes: Floats, variances: Floats, truth: Floats) -> None:
-        check_sized(self, boxes, self.code, "prior box", 2)
-        if self.code.kind == CENTER_SIZE:
-            check_sized(self, truth, self.code, "true box", 3)
-        fine = bool((variances > 0).all())
-        self.check(fine, "a variance is not positive", field="bottom[2]", remedy="correct the PriorBox layers")
 
     def _inside(self, boxes: Floats, variances: Floats, code: Tensor) -> NDArray[np.bool_]:
         """Which sides of the matched boxes lie inside the image; others have no loss."""
