@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,33 +18,47 @@ class Run:
 
     Attributes:
         seconds: wall time.
+        cpu: time on processors, user and system.
         anonymous: peak of its own memory, MiB (RssAnon).
         mapped: peak of file pages it has mapped, MiB (RssFile).
+        code: exit code.
+        stderr: what it said.
     """
 
     seconds: float
+    cpu: float
     anonymous: float
     mapped: float
+    code: int = 0
+    stderr: str = ""
 
 
-def run(command: Sequence[str], cwd: Path | None = None) -> Run:
+def run(command: Sequence[str], cwd: Path | None = None, *, check: bool = True) -> Run:
     """Run to the end, sampling memory every 5 ms.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed, and `check` is set.
     """
-    began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    anonymous = mapped = 0.0
-    while process.poll() is None:
-        now = _memory(process.pid)
-        anonymous, mapped = max(anonymous, now[0]), max(mapped, now[1])
-        time.sleep(0.005)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        error = process.stderr.read().decode() if process.stderr else ""
-        raise RuntimeError(f"{' '.join(command)} failed: {error}")
-    return Run(seconds, anonymous, mapped)
+    before, began = _children(), time.perf_counter()
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
+        anonymous = mapped = 0.0
+        while process.poll() is None:
+            now = _memory(process.pid)
+            anonymous, mapped = max(anonymous, now[0]), max(mapped, now[1])
+            time.sleep(0.005)
+        seconds = time.perf_counter() - began
+        stderr.seek(0)
+        said = stderr.read().decode(errors="replace")
+    if process.returncode and check:
+        raise RuntimeError(f"{' '.join(command)} failed: {said}")
+    return Run(seconds, _children() - before, anonymous, mapped, process.returncode, said)
+
+
+def _children() -> float:
+    """Seconds of processor time of the children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _memory(pid: int) -> tuple[float, float]:
