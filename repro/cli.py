@@ -31,6 +31,8 @@ COMMANDS = {
     ),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
     "verify": Entry("converters.verify_command:verify", "Compare two models layer by layer, and their weights."),
+    "test": Entry("caffe_compat.solvers.commands:test", "Score a net over some batches, as `caffe test` does."),
+    "train": Entry("caffe_compat.solvers.commands:train", "Train a net from a solver prototxt, as `caffe train` does."),
     "upgrade": Entry("caffe_compat.commands:upgrade", "Bring a net, its weights or a solver to the newest generation."),
 }
 REPORT = "this is a fault in vggc; please report it with the traceback that `vggc --debug` shows"

@@ -112,8 +112,10 @@ class Solver:
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def step(self, count: int) -> None:
+    def step(self, count: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """Make `count` updates, with the tests, log lines and snapshots that fall due (Solver::Step).
+
+        `stopped` is asked after each update whether to end early.
 
         Raises:
             VggcError: the net needs inputs that were not given, or a snapshot cannot be written.
@@ -137,14 +139,24 @@ class Solver:
             self._update(shown)
             if self.param.snapshot and self.iter % self.param.snapshot == 0:
                 self.snapshot()
+            if stopped():
+                break
 
-    def solve(self) -> None:
-        """Train to max_iter, with the last snapshot, display and test (Solver::Solve)."""
+    def solve(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Train to max_iter, with the last snapshot, display and test (Solver::Solve).
+
+        Returns:
+            False when `stopped` ended it early; a snapshot has been written then too.
+        """
         self.log(f"Solving {self.net.graph.name}")
         self.log(f"Learning Rate Policy: {self.param.lr_policy}")
-        self.step(self.param.max_iter - self.iter)
-        if self.param.snapshot_after_train and (not self.param.snapshot or self.iter % self.param.snapshot):
+        self.step(self.param.max_iter - self.iter, stopped)
+        early = self.iter < self.param.max_iter
+        if (self.param.snapshot_after_train or early) and (not self.param.snapshot or self.iter % self.param.snapshot):
             self.snapshot()
+        if early:
+            self.log("Optimization stopped early.")
+            return False
         if self.param.display and self.iter % self.param.display == 0:
             with torch.no_grad():
                 loss = float(self.net.trace(self._given(self.net)).loss)
@@ -152,6 +164,7 @@ class Solver:
         if self.param.test_interval and self.iter % self.param.test_interval == 0:
             self.test_all()
         self.log("Optimization Done.")
+        return True
 
     def _forward_backward(self) -> tuple[Trace, float]:
         """iter_size passes; gradients add up. Returns the last trace and the mean loss."""
@@ -233,7 +246,7 @@ class Solver:
         return {name: [float(v) for v in values] for name, values in mean.items()}
 
     def _log_outputs(self, kind: str, net: Net, scores: Mapping[str, np.ndarray]) -> None:
-        weights = {v.blob: w for node in net.graph.nodes for v, w in zip(node.tops, node.loss_weights, strict=True)}
+        weights = loss_weights(net)
         number = 0
         for name, values in scores.items():
             for value in values:
@@ -302,6 +315,11 @@ class Solver:
             if choice.exists():
                 return choice
         raise VggcError(f'its weights "{name}" are not found', where=str(state), remedy="put them beside the state")
+
+
+def loss_weights(net: Net) -> dict[str, float]:
+    """Blob -> its weight in the loss."""
+    return {v.blob: w for node in net.graph.nodes for v, w in zip(node.tops, node.loss_weights, strict=True)}
 
 
 class _Smoothed:

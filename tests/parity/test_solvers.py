@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from caffe_compat.loading import load
 from caffe_compat.reading import read_net
 from caffe_compat.schema import pb
 from caffe_compat.solvers import Solver
+from caffe_compat.solvers.scoring import score
 from caffe_compat.solvers.snapshot import read_state
 from tests.parity.cases import Case, Folders, golden_cases
 from tests.parity.compare import Comparison, comparing
@@ -43,6 +45,8 @@ def test_solvers(case: Case, tmp_path: Path) -> None:
         resume(case, record, compare)
         if (case.folder / "train.log").exists():
             check_log((case.folder / "train.log").read_text(), compare)
+        if (case.folder / "test.log").exists():
+            check_test_log(case, compare)
 
 
 @contextmanager
@@ -140,7 +144,20 @@ def check_log(text: str, compare: Comparison) -> None:
     Solver("solver.prototxt", weights="init.caffemodel", log=lines.append).solve()
     wanted = [TIMING.sub("", line.partition("] ")[2]) for line in text.splitlines()]
     got = [TIMING.sub("", line) for line in lines]
-    wanted, got = (trimmed(each) for each in (wanted, got))
+    same_lines(trimmed(got), trimmed(wanted), compare)
+
+
+def check_test_log(case: Case, compare: Comparison) -> None:
+    """The lines of `caffe test` on the snapshot."""
+    text = (case.folder / "test.log").read_text()
+    count = int(re.findall(r"Running for (\d+) iterations", text)[0])
+    weights = next(case.folder.glob("snap_iter_*.caffemodel*"))
+    wanted = [line.partition("] ")[2] for line in text.splitlines()]
+    wanted = [line for line in wanted if "=" in line or line.startswith("Loss")]
+    same_lines(list(score(load("net.prototxt", weights, strict=False), count)), wanted, compare)
+
+
+def same_lines(got: Sequence[str], wanted: Sequence[str], compare: Comparison) -> None:
     compare.equal("log lines", [FIGURE.sub("#", line) for line in got], [FIGURE.sub("#", line) for line in wanted])
     for mine, line in zip(got, wanted, strict=False):
         pairs = zip(FIGURE.findall(mine), FIGURE.findall(line), strict=False)
