@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from converters.model import Model
 from converters.streaming import Payloads, Target
@@ -37,6 +37,6 @@ def write(model: Model, target: Target, _payloads: Payloads) -> None:
     with target.file() as raw:
         file = _File(raw)
         try:
-            torch.save(state, file)
+            torch.save(state, cast(BinaryIO, file))
         except RuntimeError as fault:
             raise file.error or fault from fault
