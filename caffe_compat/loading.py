@@ -148,7 +148,7 @@ def _read(path: Path, state: State) -> tuple[Document, Weights | None]:
     """The net of a file, and the weights that it carries."""
     kind = kind_of(map_file(path))
     if kind.name == "safetensors":
-        return _carried_net(read_weights(path), state.profile)
+        return _carried_net(read_weights(path), state)
     if kind.name in ("HDF5", "zip"):
         what = f"this {kind.name} file holds weights without a net"
         raise FormatError(what, where=str(path), remedy="give the net (.prototxt) too (--net)")
@@ -158,15 +158,16 @@ def _read(path: Path, state: State) -> tuple[Document, Weights | None]:
     return Document(model.net, model.map, model.guess), model.weights
 
 
-def _carried_net(weights: Weights, profile: str) -> tuple[Document, Weights]:
+def _carried_net(weights: Weights, state: State) -> tuple[Document, Weights]:
     if NET not in weights.metadata:
         remedy = "give the net (.prototxt) too (--net)"
         raise FormatError("this safetensors file does not carry its net", where=weights.source, remedy=remedy)
-    meant = weights.metadata.get("caffe_profile", profile)
-    if meant != profile:
-        what = f"its net was converted under profile {meant}, not {profile}"
+    meant = weights.metadata.get("caffe_profile", state.profile)
+    if meant != state.profile:
+        what = f"its net was converted under profile {meant}, not {state.profile}"
         raise GraphError(what, where=weights.source, remedy=f"use profile {meant} (--profile {meant})")
-    return parse(weights.metadata[NET], pb.NetParameter, weights.source), weights
+    document = parse(weights.metadata[NET], pb.NetParameter, weights.source)
+    return replace(document, guess=told(state.dialect or weights.metadata.get("caffe_dialect", ""))), weights
 
 
 def _net(document: Document) -> pb.NetParameter:

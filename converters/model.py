@@ -72,11 +72,13 @@ class Model:
         return f"{layer.name}.{blob_name(type(layer), key.blob)}"
 
     def metadata(self) -> dict[str, str]:
-        """What travels inside an artefact: the net as prototxt text of the newest generation, whose semantics, how
-        images are prepared, our version."""
+        """What travels inside an artefact: the net as prototxt text of the newest generation, whose semantics, which
+        fork's layers, how images are prepared, our version."""
         entries = {"format": "pt", "vggc_version": tool_version()}
         if self.graph is not None:
-            entries |= {NET: dump(self.graph.net), "caffe_profile": self.graph.context.profile}
+            context = self.graph.context
+            entries |= {NET: dump(self.graph.net), "caffe_profile": context.profile}
+            entries |= {"caffe_dialect": context.dialect} if context.dialect else {}
         if self.preprocessing:
             entries["preprocessing"] = json.dumps(self.preprocessing, sort_keys=True)
         return entries

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -30,6 +31,7 @@ from caffe_compat.reading import parse_net, read_document
 from caffe_compat.schema import pb
 from caffe_compat.textformat import parse
 from caffe_compat.wire import read_caffemodel
+from converters.convert import Options, convert
 from converters.inspect_command import inspect_command
 from tests.caffe_compat.wire_files import delimited, layer, number, packed, shape, varint
 
@@ -306,17 +308,11 @@ def test_a_wrong_dialect_is_not_forced_on_the_fields(tmp_path: Path) -> None:
 
 def test_blobs_tell_as_well(tmp_path: Path) -> None:
     """BN has four blobs in PSPNet, two in SegNet."""
-    blob = shape(1, 1, 1, 1) + packed(parse_array())
+    blob = shape(1, 1, 1, 1) + packed(np.ones(1, np.float32))
     for count, name in ((4, "pspnet"), (2, "segnet")):
         path = tmp_path / f"{count}.caffemodel"
         path.write_bytes(layer(*[blob] * count, name="n", kind="BN", extra=delimited(3, b"x") + delimited(4, b"y")))
         assert (read_caffemodel(path).guess.dialect, read_caffemodel(path).guess.rivals) == (name, ())
-
-
-def parse_array() -> Any:
-    import numpy as np
-
-    return np.ones(1, np.float32)
 
 
 def test_fields_of_a_fork_that_are_not_known_are_named_and_refused(tmp_path: Path) -> None:
@@ -456,6 +452,19 @@ def test_commands_refuse_dialects_that_do_not_exist(command: Any, permuted: Path
 def test_open_net_refuses_dialects_that_do_not_exist(permuted: Path) -> None:
     with pytest.raises(VggcError, match="no dialect is called"):
         open_net(permuted, state=State(dialect="sdd"))
+
+
+def test_converted_nets_remember_their_fork(tmp_path: Path) -> None:
+    """BN without parameters says nothing of its fork."""
+    source, target = tmp_path / "net.caffemodel", tmp_path / "net.safetensors"
+    net = parse_net(INPUT + 'layer { name: "n" type: "BN" bottom: "x" top: "y" }')
+    blob = shape(1, 4, 1, 1) + packed(np.ones(4, np.float32))
+    source.write_bytes(delimited(100, net.layer[0].SerializeToString()))
+    ends = delimited(3, b"x") + delimited(4, b"y")
+    source.write_bytes(source.read_bytes() + layer(blob, blob, name="n", kind="BN", extra=ends))
+    convert(source, [target], Options(state=State(dialect="segnet")))
+    opened = open_net(target)
+    assert (opened.guess.dialect, opened.graph.context.dialect) == ("segnet", "segnet")
 
 
 def test_upgraded_binary_nets_keep_the_numbers_of_their_fork(tmp_path: Path) -> None:
