@@ -118,6 +118,14 @@ class Problems(VggcError):
         return "\n".join(map(str, self.errors))
 
 
+def in_file(error: VggcError, source: str) -> VggcError:
+    """The error, with the file where it does not say one."""
+    for each in error.errors if isinstance(error, Problems) else (error,):
+        if not each.where.source:
+            each.where = replace(each.where, source=source)
+    return error
+
+
 def one_line(text: str, limit: int = 4000) -> str:
     """Text for a terminal: what it would obey instead of showing becomes an escape (`\\x1b`, `\\n`).
 
