@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
-from caffe_compat.errors import FormatError, GraphError, raise_all
+from caffe_compat.errors import FormatError, GraphError, VggcError, in_file, raise_all
 from caffe_compat.fork_fields import ignored_fields
 from caffe_compat.graph import Graph, newest
 from caffe_compat.guessing import Guess, guess_net, told
@@ -104,7 +104,7 @@ def open_net(
     upgraded = newest(_net(document), state.profile, document.map)
     losses = [*map(str, upgraded.problems), *ignored_fields(document.map, guess.dialect)]
     if carried is not None if deploy is None else deploy:
-        upgraded, replaced = _deployed(upgraded, blobs, state)
+        upgraded, replaced = _deployed(upgraded, blobs, state, document.map.source)
         losses += replaced
     doubts = guess.problems()
     if not collect:
@@ -129,17 +129,20 @@ def _context(path: Path, state: State) -> Context:
     return Context(state.phase, state.profile, state.dialect, str(path.parent), shared)
 
 
-def _deployed(upgraded: Upgraded, weights: Weights | None, state: State) -> tuple[Upgraded, Sequence[str]]:
+def _deployed(upgraded: Upgraded, weights: Weights | None, state: State, source: str) -> tuple[Upgraded, Sequence[str]]:
     """The net without data and loss layers, and what was done to it."""
-    made = make_deploy(
-        upgraded.net,
-        weights=weights,
-        input_shapes=state.input_shapes,
-        stages=state.stages,
-        level=state.level,
-        profile=state.profile,
-        dialect=state.dialect,
-    )
+    try:
+        made = make_deploy(
+            upgraded.net,
+            weights=weights,
+            input_shapes=state.input_shapes,
+            stages=state.stages,
+            level=state.level,
+            profile=state.profile,
+            dialect=state.dialect,
+        )
+    except VggcError as error:
+        raise in_file(error, source) from error
     origins = tuple(upgraded.origins[i] if i >= 0 else "" for i in made.origins)
     return replace(upgraded, net=made.net, origins=origins), made.notes
 
