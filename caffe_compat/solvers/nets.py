@@ -29,8 +29,8 @@ class Place:
         return self.folder / name
 
 
-def train_net(param: pb.SolverParameter, place: Place, profile: str, dialect: str) -> Net:
-    """The train net, in phase TRAIN unless the net or train_state says otherwise.
+def train_net(param: pb.SolverParameter, place: Place, profile: str, dialect: str) -> tuple[Net, pb.NetParameter]:
+    """The train net, in phase TRAIN unless the net or train_state says otherwise, and its message as given.
 
     Raises:
         VggcError: none or several are named, or the net cannot be built.
@@ -40,7 +40,9 @@ def train_net(param: pb.SolverParameter, place: Place, profile: str, dialect: st
         what = f"the solver names {len(named)} train nets ({', '.join(named) or 'none'})"
         raise VggcError(what, where=place.solver, remedy=f"state one of {', '.join(TRAIN)}")
     document = _document(param, named[0], place)
-    return _build(document, "TRAIN", param.train_state, place, profile, dialect)
+    net = _build(document, "TRAIN", param.train_state, place, profile, dialect)
+    assert isinstance(document.message, pb.NetParameter)
+    return net, document.message
 
 
 def test_nets(param: pb.SolverParameter, place: Place, profile: str, dialect: str) -> list[Net]:

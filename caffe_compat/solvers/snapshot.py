@@ -84,10 +84,19 @@ def write_net(path: Path, net: Net, diffs: Mapping[ParamKey, Array] | None = Non
     with new_file(path) as file:
         file.write(pb.NetParameter(name=net.graph.name).SerializeToString())
         for layer in layers(net, diffs):
-            _write_field(file, LAYER, layer.SerializeToString())
+            write_field(file, LAYER, layer.SerializeToString())
 
 
-def _write_field(file: Any, number: int, body: bytes) -> None:
+def legacy_proto(values: Array, diff: Array | None = None) -> pb.BlobProto:
+    """A blob with num, channels, height and width (Blob::ToProto of December 2013)."""
+    proto = array_proto(values, diff)
+    proto.ClearField("shape")
+    proto.num, proto.channels, proto.height, proto.width = (1,) * (4 - values.ndim) + values.shape
+    return proto
+
+
+def write_field(file: Any, number: int, body: bytes) -> None:
+    """Write one length-delimited field of a message."""
     file.write(encode_varint(number << 3 | 2) + encode_varint(len(body)))
     file.write(body)
 
@@ -113,7 +122,7 @@ def write_state(path: Path, state: State) -> None:
     with new_file(path) as file:
         file.write(head.SerializeToString())
         for blob in state.history:
-            _write_field(file, HISTORY, array_proto(blob).SerializeToString())
+            write_field(file, HISTORY, array_proto(blob).SerializeToString())
 
 
 def write_state_h5(path: Path, state: State) -> None:

@@ -49,6 +49,13 @@ class Solver:
         VggcError: the solver or its nets are wrong, or files are missing.
     """
 
+    def __new__(cls, *_args: object, profile: str = "bvlc", **_more: object) -> Solver:
+        if cls is Solver and profile == "dec2013":
+            from caffe_compat.solvers.solver2013 import Solver2013
+
+            return super().__new__(Solver2013)
+        return super().__new__(cls)
+
     def __init__(
         self,
         solver: str | PathLike[str],
@@ -67,7 +74,7 @@ class Solver:
         self._check(place.solver)
         if self.param.random_seed >= 0:
             torch.manual_seed(self.param.random_seed)
-        self.net = train_net(self.param, place, profile, dialect)
+        self.net, self.original = train_net(self.param, place, profile, dialect)
         self.test_nets = test_nets(self.param, place, profile, dialect)
         self.iter, self.step_count = 0, 0
         self.losses: list[float] = []
@@ -92,6 +99,7 @@ class Solver:
     def _check(self, where: str) -> None:
         rates.check(self.param, where)
         self._method = updates.method(self.param, where)
+        self._updates: Sequence[Tensor] = ()
         if self.param.average_loss < 1:
             raise VggcError(f"average_loss {self.param.average_loss}", where=where, remedy="state 1 or more")
         if self.param.regularization_type not in ("L1", "L2"):

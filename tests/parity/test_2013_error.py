@@ -6,10 +6,12 @@ import numpy as np
 
 from caffe_compat.errors import VggcError
 from caffe_compat.module import Net
-from tests.parity.cases import Case, Folders, dec2013_cases, read_json, unsupported
+from caffe_compat.solvers import Solver
+from tests.parity.cases import Case, Folders, dec2013_cases, read_json
 from tests.parity.compare import comparing
 from tests.parity.dec2013 import load_2013
 from tests.parity.nets import gradients, tensor
+from tests.parity.test_solvers import working_in
 
 
 def cases(folders: Folders) -> list[Case]:
@@ -23,7 +25,8 @@ def test_2013_error(case: Case) -> None:
     with comparing() as compare:
         try:
             if stage == "solver":
-                unsupported(case, "solvers of profile dec2013")
+                with working_in(case.folder):
+                    Solver("solver.prototxt", profile="dec2013").step(1)
             else:
                 net = load_2013(case, weights=weights if weights.exists() else None)
                 if stage in ("forward", "backward"):
