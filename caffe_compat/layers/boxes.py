@@ -90,7 +90,8 @@ class Code:
             corners: Floats = priors + code * np.concatenate([size, size], -1)
             return corners
         centre = code[..., :2] * size + centres(priors)
-        half = np.exp(code[..., 2:]) * size / np.float32(2)
+        with np.errstate(over="ignore"):
+            half = np.exp(code[..., 2:]) * size / np.float32(2)
         return np.concatenate([centre - half, centre + half], -1)
 
     def encode(self, priors: Floats, variances: Floats, boxes: Floats) -> Floats:

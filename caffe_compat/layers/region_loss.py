@@ -79,7 +79,8 @@ class RegionLoss(LossLayer):
         self.reshape(bottoms)
         x = bottoms[0]
         labels = to_array(bottoms[1]).ravel()[: len(x) * MOST * VALUES].reshape(len(x), MOST, VALUES)
-        errors = torch.from_numpy(self._errors(to_array(x), labels)).to(x).view(x.shape)
+        with np.errstate(all="ignore"):
+            errors = torch.from_numpy(self._errors(to_array(x), labels)).to(x).view(x.shape)
         value = errors.square().sum() / len(x)
         return [straight_through()((x * errors).sum() / len(x), value)]
 
@@ -139,8 +140,7 @@ class RegionLoss(LossLayer):
         centre = sigmoid(own[:, :2])
         sizes = np.exp(own[:, 2:4]) * anchors / cells
         predicted = np.concatenate([(cell.astype(np.float32) + centre) / cells, sizes], 1)
-        with np.errstate(divide="ignore"):
-            wanted = np.log(truth[:, 2:] * cells / anchors)
+        wanted = np.log(truth[:, 2:] * cells / anchors)
         inside = truth[:, :2] * cells - cell.astype(np.float32)
         weight = np.float32(self.p.coord_scale) * (1 if self.p.rescore else 2 - truth[:, 2:].prod(1, keepdims=True))
         place = weight * np.concatenate([(centre - inside) * centre * (1 - centre), own[:, 2:4] - wanted], 1)

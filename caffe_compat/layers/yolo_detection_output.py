@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + exp(-x)), computed in float64 and rounded."""
-    with np.errstate(over="ignore"):
-        values: Floats = (1 / (1 + np.exp(-x, dtype=np.float64))).astype(np.float32)
+    values: Floats = (1 / (1 + np.exp(-x, dtype=np.float64))).astype(np.float32)
     return values
 
 
@@ -69,7 +68,8 @@ class BaseYoloOutput(Layer):
         import torch
 
         self.reshape(bottoms)
-        found = np.concatenate([self.predictions(i, to_array(bottom)) for i, bottom in enumerate(bottoms)])
+        with np.errstate(over="ignore"):
+            found = np.concatenate([self.predictions(i, to_array(bottom)) for i, bottom in enumerate(bottoms)])
         found = found[np.argsort(-found[:, 1], kind="stable")]
         below = np.nextafter(np.float32(self.p.nms_threshold), np.float32(-np.inf))
         found = found[suppress(found[:, 2:], float(below), overlap=defined_overlaps)]
