@@ -112,10 +112,24 @@ def _onnx(model: Model, target: Target, payloads: Payloads, options: Options) ->
     write(model, target, payloads, OnnxOptions(options.opset, options.dynamic_batch))
 
 
-FORMATS: Mapping[str, Write] = {"safetensors": _safetensors, "pt": _pt, "onnx": _onnx, "h5": _hdf5}
+def _python(model: Model, target: Target, payloads: Payloads, _options: Options) -> None:
+    from converters.python_source import write
+
+    write(model, target, payloads)
+
+
+FORMATS: Mapping[str, Write] = {"safetensors": _safetensors, "pt": _pt, "onnx": _onnx, "h5": _hdf5, "py": _python}
 """Format (and suffix) -> writer."""
 
-SUFFIXES = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".onnx": "onnx", ".h5": "h5", ".hdf5": "h5"}
+SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".onnx": "onnx",
+    ".h5": "h5",
+    ".hdf5": "h5",
+    ".py": "py",
+}
 
 
 def format_of(path: Path) -> str:
@@ -141,7 +155,7 @@ def convert(
     Args:
         source: a .caffemodel of any generation or a .safetensors that carries its net; with `options.net` or
             `options.weights_only` also other weights: .h5, .pt.
-        targets: their suffixes say the formats.
+        targets: their suffixes say the formats; a .py has its weights in a .safetensors beside it.
         options: see Options.
         progress: gives for each target a function that is called with bytes written.
 
@@ -150,6 +164,7 @@ def convert(
     """
     began = time.perf_counter()
     options = options or Options()
+    targets = _with_weights(source, targets)
     kinds = _check(source, targets, options)
     with Payloads() as payloads, ExitStack() as stack:
         original = payloads.source(os.fspath(source))
@@ -168,6 +183,16 @@ def convert(
 
 
 # -- what is there -----------------------------------------------------------------------------------------
+
+
+def _with_weights(source: Path, targets: Sequence[Path]) -> list[Path]:
+    """The targets, and the weights beside each .py, unless they are another target or the source itself."""
+    found = list(targets)
+    for path in targets:
+        weights = path.with_suffix(".safetensors")
+        if path.suffix.lower() == ".py" and weights not in found and not (weights.exists() and weights.samefile(source)):
+            found.append(weights)
+    return found
 
 
 def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "prototxt": {"prototxt"},
     "repro": {"caffe_compat", "converters", "prototxt", "repro"},
 }
-TORCH_AT_TOP = ("caffe_compat/module.py", "caffe_compat/solvers", "repro/")
+TORCH_AT_TOP = ("caffe_compat/module.py", "caffe_compat/solvers", "converters/python_parts.py", "repro/")
 SPEAKS = ("commands.py", "_command.py", "repro/cli.py", "repro/demo.py", "schema/generate.py")
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LONGEST = 35

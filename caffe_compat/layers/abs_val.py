@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,9 @@ class AbsVal(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         return [bottoms[0].abs()]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"{bottoms[0]}.abs()"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         g.op("Abs", bottoms, tops)

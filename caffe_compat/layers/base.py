@@ -58,6 +58,22 @@ class OnnxWriter(Protocol):
         """The values of the weight named `blob`, for layers that must combine weights."""
 
 
+class PythonWriter(Protocol):
+    """What a layer may do while it is written as Python source; implemented in converters.python_source.
+
+    Attributes:
+        joined: the module of the next layer, which `fused` computes together with this one; "" when there is none.
+    """
+
+    joined: str
+
+    def module(self, constructor: str) -> str:
+        """Let the net have a submodule, which holds the layer's blobs under their names. Returns its expression."""
+
+    def part(self, name: str) -> str:
+        """Let the file have a function or class of converters.python_parts. Returns its name."""
+
+
 class Layer:
     """Base of all layers. An instance belongs to one place in one net.
 
@@ -188,6 +204,24 @@ class Layer:
             f"{self.TYPE} has no exact form in ONNX",
             where=self.where(),
             remedy="convert to PyTorch (.safetensors) or cut the net before this layer",
+        )
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        """An expression for the top, or for a sequence of all tops, that gives the same bits as `forward`.
+
+        Args:
+            w: keeps modules, functions and classes that the expression needs.
+            bottoms: the variables that hold the bottoms; `torch`, `F` (torch.nn.functional) and `nn` are at hand.
+
+        Raises:
+            ConversionError: the layer is not written as source.
+        """
+        from caffe_compat.errors import ConversionError
+
+        raise ConversionError(
+            f"{self.TYPE} is not written as Python source",
+            where=self.where(),
+            remedy="convert to .safetensors, and run it with caffe_compat.load",
         )
 
     # -- saying what is wrong ------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import reduce
+from caffe_compat.python_forms import call, number
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -102,6 +103,12 @@ class BatchNorm(Layer):
         for blob, value in zip(statistics, (mean, variance, torch.ones_like(statistics[2])), strict=True):
             blob.mul_(self.fraction).add_(value)
         return y
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if not self.use_global_stats:
+            return super().to_python(w, bottoms)
+        norm = w.module(call(w.part("BatchNorm"), str(self.channels), eps=number(self.eps)))
+        return f"{norm}({bottoms[0]}, {w.joined})" if w.joined else f"{norm}({bottoms[0]})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if not self.use_global_stats:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import append_axes
+from caffe_compat.python_forms import call, with_axes
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ class Bias(Layer):
         self.reshape(bottoms)
         x, bias = bottoms + blobs
         return [x + (bias.view(bias.shape + (1,) * self.after) if self.after else bias)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if len(bottoms) == 2:
+            return f"{bottoms[0]} + {with_axes(bottoms[1], self.after)}"
+        blobs = w.module(call(w.part("Blobs"), bias=str(self.operand)))
+        return f"{bottoms[0]} + {with_axes(f'{blobs}.bias', self.after)}"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x, bias = bottoms + blobs

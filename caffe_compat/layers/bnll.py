@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,9 @@ class BNLL(Layer):
         if self.takes_top and x.requires_grad:
             y = y.detach() + (x - x.detach()) * y.detach().sigmoid()  # adds 0
         return [y]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"F.softplus({bottoms[0]}, threshold=50)"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         g.op("Softplus", bottoms, tops)

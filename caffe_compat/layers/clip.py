@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,12 @@ class Clip(Layer):
         if self.low > self.high:  # torch would give max
             return [bottoms[0].clamp(max=self.high).clamp(min=self.low)]
         return [bottoms[0].clamp(self.low, self.high)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        low, high = number(self.low), number(self.high)
+        if self.low > self.high:
+            return f"{bottoms[0]}.clamp(max={high}).clamp(min={low})"
+        return f"{bottoms[0]}.clamp({low}, {high})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         low, high = (g.constant(np.array(limit, np.float32)) for limit in (self.low, self.high))

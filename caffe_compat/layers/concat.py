@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,9 @@ class Concat(Layer):
         import torch
 
         return [torch.cat(bottoms, self.dim)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"torch.cat([{', '.join(bottoms)}], dim={self.dim})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         g.op("Concat", bottoms, tops, axis=self.dim)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffe_compat.errors import ConversionError
 from caffe_compat.fillers import check_fillers
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.dec2013 import FOUR_AXES, check_fields
 from caffe_compat.onnx_forms import reshape
+from caffe_compat.python_forms import call, size
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -195,6 +196,26 @@ class BaseConvolution(Layer):
 
     # -- ONNX ----------------------------------------------------------------------------------------------
 
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if not self._plain:
+            return super().to_python(w, bottoms)
+        geo, (out, into) = self.geometry, self.in_out(self.bottom_shapes[0][1])
+        stated = (("stride", geo.stride, 1), ("padding", geo.pad, 0), ("dilation", geo.dilation, 1))
+        named = {name: size(values) for name, values, usual in stated if set(values) != {usual}}
+        groups = self._arguments[3]
+        made = w.module(
+            call(
+                f"nn.{self.OP}{len(geo.kernel)}d",
+                *map(str, (into, out) if self.OP == "Conv" else (out, into)),
+                kernel_size=size(geo.kernel),
+                **named,
+                groups=None if groups == 1 else str(groups),
+                bias=None if self.p.bias_term else "False",
+            )
+        )
+        called = [f"{made}({bottom})" for bottom in bottoms]
+        return called[0] if len(called) == 1 else f"({', '.join(called)})"
+
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         spatial = len(self.geometry.kernel)
         if spatial > MOST_TORCH_AXES:
@@ -282,6 +303,11 @@ class Convolution(BaseConvolution):
 
         missing = self.geometry.missing(x.shape[2:])
         return torch.nn.functional.pad(x, _pad_argument(missing)) if any(missing) else x
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if any(self.geometry.missing(self.bottom_shapes[0][self.geometry.axis + 1 :])):
+            return Layer.to_python(self, w, bottoms)  # torch refuses a kernel that is too large
+        return super().to_python(w, bottoms)
 
     def onnx_attributes(self, sizes: Shape) -> dict[str, Any]:
         attributes = super().onnx_attributes(sizes)

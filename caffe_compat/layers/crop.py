@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import call
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,9 @@ class Crop(Layer):
         sizes = zip(self._offsets, like.shape[self._axis :], strict=False)
         cuts: Any = (..., *(slice(start, start + size) for start, size in sizes))
         return [data[cuts]]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return call(w.part("crop"), *bottoms, str(self._axis), *map(str, self._offsets))
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         axes = np.arange(self._axis, len(self.bottom_shapes[0]), dtype=np.int64)

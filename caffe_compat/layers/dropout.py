@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffe_compat.errors import ConversionError
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +78,11 @@ class Dropout(Layer):
             "Dropout has no backward pass in the TEST phase under profile dec2013",
             remedy="build the net for the TRAIN phase",
         )
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if self.drops:
+            return super().to_python(w, bottoms)
+        return bottoms[0] if self.scaled else f"{bottoms[0]} * {self.share!r}"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.drops:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import call, number
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -62,6 +63,16 @@ class Eltwise(Layer):
         total = bottoms[0] if self.coeff[0] == 1 else bottoms[0] * self.coeff[0]
         for bottom, coeff in zip(bottoms[1:], self.coeff[1:], strict=True):
             total = torch.add(total, bottom, alpha=coeff)
+        return total
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if self.operation == "PROD":
+            return " * ".join(bottoms)
+        if self.operation == "MAX":
+            return call(w.part("maximum"), *bottoms)
+        total = bottoms[0] if self.coeff[0] == 1 else f"{bottoms[0]} * {number(self.coeff[0])}"
+        for bottom, coeff in zip(bottoms[1:], self.coeff[1:], strict=True):
+            total = f"{total} + {bottom}" if coeff == 1 else f"torch.add({total}, {bottom}, alpha={number(coeff)})"
         return total
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.log import log_base
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class Exp(Layer):
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         x = bottoms[0] if self.inner == 1 else bottoms[0] * self.inner
         return [x.exp() if self.outer == 1 else x.exp() * self.outer]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0] if self.inner == 1 else f"{bottoms[0]} * {self.inner!r}"
+        return f"torch.exp({x})" if self.outer == 1 else f"torch.exp({x}) * {self.outer!r}"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x = bottoms

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import reshape
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ class Flatten(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         return [bottoms[0].reshape(self.reshape(bottoms)[0])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x, last = bottoms[0], self.end - 1
+        if last < self.first:
+            return f"{x}.unsqueeze({self.first})"
+        whole = self.end == len(self.bottom_shapes[0])
+        return f"{x}.flatten({self.first})" if whole else f"{x}.flatten({self.first}, {last})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if (self.first, self.end) == (1, len(self.bottom_shapes[0])) and self.context.profile == "bvlc":

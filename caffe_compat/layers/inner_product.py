@@ -7,9 +7,10 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from caffe_compat.fillers import check_fillers
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.dec2013 import FOUR_AXES, check_fields
 from caffe_compat.onnx_forms import reshape
+from caffe_compat.python_forms import call
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class InnerProduct(Layer):
         x = bottoms[0] if self._flat else bottoms[0].flatten(self._axis)
         weight = blobs[0].t() if self._transpose else blobs[0]
         return [linear(x, weight, *blobs[1:])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0] if self._flat else f"{bottoms[0]}.flatten({self._axis})"
+        shapes = self.blob_shapes(self.bottom_shapes)
+        if self._transpose:
+            blobs = w.module(call(w.part("Blobs"), **dict(zip(self.BLOBS, map(str, shapes), strict=False))))
+            return call("F.linear", x, f"{blobs}.weight.t()", *([f"{blobs}.bias"] if self.p.bias_term else []))
+        outputs, inputs = shapes[0]
+        bias = None if self.p.bias_term else "False"
+        return f"{w.module(call('nn.Linear', str(inputs), str(outputs), bias=bias))}({x})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x, shape = bottoms[0], self.bottom_shapes[0]

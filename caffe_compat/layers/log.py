@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,11 @@ class Log(Layer):
         x = bottoms[0] if self.scale == 1 else bottoms[0] * self.scale
         x = (x if self.shift == 0 else x + self.shift).log()
         return [x if self.outer == 1 else x * self.outer]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0] if self.scale == 1 else f"{bottoms[0]} * {number(self.scale)}"
+        x = x if self.shift == 0 else f"{x} + {number(self.shift)}"
+        return f"torch.log({x})" if self.outer == 1 else f"torch.log({x}) * {self.outer!r}"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x = bottoms

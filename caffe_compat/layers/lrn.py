@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.dec2013 import check_fields
 from caffe_compat.layers.pooling import Window, write_ave_pool
+from caffe_compat.python_forms import call, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,14 @@ class LRN(Layer):
         return avg_pool2d(x.square(), self._size, 1, self._before)
 
     # -- ONNX ----------------------------------------------------------------------------------------------
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if self._overwritten:
+            return super().to_python(w, bottoms)
+        named = {"alpha": number(self._alpha), "beta": number(self._beta)}
+        if self._across:
+            return call(w.part("lrn_across_channels"), bottoms[0], str(self._size), **named, k=number(self._k))
+        return call(w.part("lrn_within_channel"), bottoms[0], str(self._size), **named)
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         p = self.p

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.legacy_axes import legacy_sizes
 from caffe_compat.onnx_forms import append_axes, reduce
+from caffe_compat.python_forms import call, number, with_axes
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Normalize(Layer):
     def norm(self, x: Tensor) -> Tensor:
         squares = x.square().sum(self.axes, keepdim=True)
         return squares.add(self.eps).sqrt()
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        shape = () if self.p.channel_shared else (self.bottom_shapes[0][1],)
+        blobs = w.module(call(w.part("Blobs"), weight=str(shape)))
+        scale = with_axes(f"{blobs}.weight", 0 if self.p.channel_shared else len(self.bottom_shapes[0]) - 2)
+        return call(w.part("normalize"), bottoms[0], scale, dim=str(tuple(self.axes)), eps=number(self.eps))
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         eps = g.constant(np.array(self.eps, np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,9 @@ class Permute(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         return [bottoms[0].permute(self.order)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.order))})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         g.op("Transpose", bottoms, tops, perm=self.order)

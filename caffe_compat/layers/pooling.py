@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.errors import ConversionError
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.dec2013 import check_fields
 from caffe_compat.onnx_forms import FLOAT
+from caffe_compat.python_forms import call
+from caffe_compat.python_forms import size as size_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -381,6 +383,18 @@ class Pooling(Layer):
 
     def maximum(self, x: Tensor, window: Window) -> Tensor:
         return max_pool(x, window)
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        size = self.bottom_shapes[0][2:]
+        if self.tops != 1 or self.method not in ("MAX", "AVE") or any(self.at(size).empty(size)):
+            return super().to_python(w, bottoms)
+        x, window = bottoms[0], self.window
+        if self.everywhere:
+            return f"{x}.{'amax' if self.method == 'MAX' else 'mean'}((2, 3), keepdim=True)"
+        function = {"MAX": "max_pool2d", "AVE": "avg_pool2d"}[self.method]
+        named = {"padding": size_text(window.pad) if any(window.pad) else None, "ceil_mode": str(window.ceil)}
+        called = f"F.{function}" if window.narrow else w.part(f"wide_{function}")
+        return call(called, x, size_text(window.kernel), size_text(window.stride), **named)
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         size = self.bottom_shapes[0][2:]

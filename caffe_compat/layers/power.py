@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,14 @@ class Power(Layer):
         y = x.view_as(x) if self.scale == 1 else x * self.scale
         y = y if self.shift == 0 else y + self.shift
         return [y if self.power == 1 else y.pow(self.power)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0]
+        if self.fixed:
+            return f"torch.full_like({x}, {number(self.value)})"
+        x = x if self.scale == 1 else f"{x} * {number(self.scale)}"
+        x = x if self.shift == 0 else f"{x} + {number(self.shift)}"
+        return x if self.power == 1 else f"torch.pow({x}, {number(self.power)})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.fixed:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import append_axes
+from caffe_compat.python_forms import call
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class PReLU(Layer):
         import torch
 
         return [torch.prelu(bottoms[0], blobs[0])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if self.p.channel_shared:
+            slope = w.module(call(w.part("Blobs"), weight="()"))
+            return f"F.prelu({bottoms[0]}, {slope}.weight)"
+        return f"{w.module(f'nn.PReLU({self.bottom_shapes[0][1]})')}({bottoms[0]})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         trailing = 0 if self.p.channel_shared else len(self.bottom_shapes[0]) - 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,9 @@ class ReLU(Layer):
         from torch.nn.functional import leaky_relu_, relu_
 
         return [leaky_relu_(bottoms[0], self.slope) if self.slope else relu_(bottoms[0])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"F.leaky_relu({bottoms[0]}, {number(self.slope)})" if self.slope else f"F.relu({bottoms[0]})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.slope:

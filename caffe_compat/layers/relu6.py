@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,9 @@ class ReLU6(Layer):
         import torch
 
         return [torch.nn.functional.relu6(bottoms[0])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"F.relu6({bottoms[0]})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         g.op("Clip", [*bottoms, *(g.constant(np.array(limit, np.float32)) for limit in (0, 6))], tops)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import reshape
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class Reshape(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         return [bottoms[0].reshape(self.reshape(bottoms)[0])]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0]
+        before, behind = range(self.first), range(self.end, len(self.bottom_shapes[0]))
+        dims = [str(dim) if dim else f"{x}.shape[{axis}]" for axis, dim in enumerate(self.dims, self.first)]
+        sizes = [*(f"{x}.shape[{axis}]" for axis in before), *dims, *(f"{x}.shape[{axis}]" for axis in behind)]
+        return f"{x}.reshape({', '.join(sizes)})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         after = self.bottom_shapes[0][self.end :]

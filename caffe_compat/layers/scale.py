@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.bias import axes_after, operand_shape
 from caffe_compat.onnx_forms import append_axes
+from caffe_compat.python_forms import call, with_axes
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -53,6 +54,20 @@ class Scale(Layer):
         if self.after:
             operands = [operand.view(operand.shape + (1,) * self.after) for operand in operands]
         return [torch.addcmul(operands[1], x, operands[0]) if len(operands) == 2 else x * operands[0]]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        shapes = self.blob_shapes(self.bottom_shapes)
+        x, learned = bottoms[0], len(bottoms) == 1
+        if learned and self.after + 2 == len(self.bottom_shapes[0]) and len(self.operand) == 1:
+            scale = w.module(call(w.part("Scale"), str(self.operand[0]), bias=None if self.p.bias_term else "False"))
+            return f"{scale}({x})"
+        held = dict(zip(self.BLOBS, map(str, shapes), strict=False))
+        blobs = w.module(call(w.part("Blobs"), **held)) if held else ""
+        scale = with_axes(f"{blobs}.weight" if learned else bottoms[1], self.after)
+        if self.p.bias_term:
+            bias = f"{blobs}.{self.BLOBS[len(shapes) - 1]}"
+            return call("torch.addcmul", with_axes(bias, self.after), x, scale)
+        return f"{x} * {scale}"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x, *operands = bottoms + blobs

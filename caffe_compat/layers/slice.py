@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.layers.concat import joined_axis
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class Slice(Layer):
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         self.reshape(bottoms)
         return list(bottoms[0].tensor_split(self.points or self.tops, self.dim))
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        if self.tops == 1:
+            return bottoms[0]
+        return f"torch.tensor_split({bottoms[0]}, {self.points or self.tops}, dim={self.dim})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.tops == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
 from caffe_compat.onnx_forms import reshape
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Softmax(Layer):
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         x = bottoms[0]
         return [x.flatten(1).softmax(1).view(x.shape) if self.over_item else x.softmax(self.dim)]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        return f"F.softmax({bottoms[0]}, dim={self.dim})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if not self.over_item:

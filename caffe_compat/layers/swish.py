@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,10 @@ class Swish(Layer):
 
         x = bottoms[0]
         return [torch.nn.functional.silu(x) if self.beta == 1 else x * (x * self.beta).sigmoid()]
+
+    def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
+        x = bottoms[0]
+        return f"F.silu({x})" if self.beta == 1 else f"{x} * torch.sigmoid({x} * {number(self.beta)})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         x = bottoms
