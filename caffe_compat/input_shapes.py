@@ -63,8 +63,8 @@ def fill_shapes(
 ) -> list[str]:
     """Give the Input layers of `net` their shapes, in place. Returns what was replaced, and what told the shape.
 
-    In this order: the shape given; the shape that the data layer states; crop_size or new_height and new_width with
-    the channels of the first layer that has weights; the size at which the first InnerProduct layer fits its weights.
+    In this order: the shape given; the shape that the data layer states; the size of its crop, of resize_param or of
+    its images with the channels of the first layer that has weights; the size at which the first InnerProduct layer fits its weights.
 
     Raises:
         GraphError: none of these tells the shape.
@@ -114,8 +114,13 @@ def _size(data: pb.LayerParameter) -> tuple[int, int]:
     """Height and width of the images that a data layer gives, 0 where it does not say."""
     messages = (data.transform_param, data.data_param, data.image_data_param, data.window_data_param)
     crop = next((message.crop_size for message in messages if message.crop_size), 0)
-    image = data.image_data_param
-    return (crop, crop) if crop else (image.new_height, image.new_width)
+    if crop:
+        return (crop, crop)
+    transform, image = data.transform_param, data.image_data_param
+    resize = transform.resize_param  # of SSD; FIT_SMALL_SIZE keeps the image's own proportions
+    resized = resize.resize_mode != resize.FIT_SMALL_SIZE and (resize.height, resize.width)
+    stated = ((transform.crop_h, transform.crop_w), resized, (image.new_height, image.new_width))
+    return next((size for size in stated if size and all(size)), (0, 0))
 
 
 def _color(data: pb.LayerParameter) -> int:

@@ -404,6 +404,11 @@ CONV = """layer { name: "c" type: "Convolution" bottom: "data" top: "c"
         ('type: "Data" transform_param { crop_size: 17 }', (1, 8, 17, 17)),
         ('type: "Data" data_param { crop_size: 17 }', (1, 8, 17, 17)),
         ('type: "ImageData" image_data_param { new_height: 5 new_width: 7 }', (1, 8, 5, 7)),
+        ('type: "AnnotatedData" transform_param { resize_param { height: 6 width: 5 } }', (1, 8, 6, 5)),
+        (
+            'type: "AnnotatedData" transform_param { crop_h: 4 crop_w: 9 resize_param { height: 10 width: 10 } }',
+            (1, 8, 4, 9),
+        ),
         ('type: "MemoryData" memory_data_param { batch_size: 2 channels: 8 height: 4 width: 5 }', (2, 8, 4, 5)),
         ('type: "DummyData" dummy_data_param { shape { dim: 3 dim: 8 dim: 4 dim: 4 } }', (3, 8, 4, 4)),
         ('type: "DummyData" dummy_data_param { num: 1 channels: 8 height: 6 width: 4 }', (1, 8, 6, 4)),
