@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_compat.errors import FormatError
+from caffe_compat.errors import FormatError, Where
+from caffe_compat.mapped import map_file
 from caffe_compat.schema import pb
 
 Image = NDArray[np.uint8]
 """(H, W, C), BGR."""
+Planes = NDArray[np.uint8] | NDArray[np.float32]
+"""(C, H, W)."""
+MOST_PIXELS = 2**28
+"""Images whose header claims more are not decoded, unless OPENCV_IO_MAX_IMAGE_PIXELS says otherwise."""
 
 
 def opencv() -> Any:
@@ -20,6 +27,7 @@ def opencv() -> Any:
     Raises:
         FormatError: it is not installed.
     """
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
     try:
         import cv2
     except ImportError as error:
@@ -50,7 +58,43 @@ def decode_image(data: bytes, color: bool | None = None) -> Image:
     return np.asarray(image, np.uint8).reshape(*image.shape[:2], -1)
 
 
-def raw_planes(datum: pb.Datum) -> NDArray[np.uint8] | NDArray[np.float32]:
+def read_image(path: Path, color: bool = True, size: tuple[int, int] = (0, 0)) -> Image:
+    """An image file (io.cpp ReadImageToCVMat).
+
+    Args:
+        color: three channels, else one.
+        size: height and width to resize it to, linearly; zeros leave it as it is.
+
+    Raises:
+        FormatError: it is no image; OpenCV is not installed.
+        VggcError: there is no such file, or it may not be read.
+    """
+    data = map_file(path)
+    try:
+        image = decode_image(data[:], color)
+    except FormatError as error:
+        raise FormatError(error.what, where=Where(str(path)), remedy=error.remedy) from error
+    finally:
+        data.close()
+    return resize(image, *size) if all(size) else image
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """An image of another size, by linear interpolation of bytes."""
+    resized: Image = opencv().resize(image, (width, height))
+    return resized.reshape(height, width, -1)
+
+
+def datum_image(datum: pb.Datum, color: bool | None = None) -> Planes:
+    """The image of a record, (C, H, W); `color` is for encoded ones, see `decode_image`.
+
+    Raises:
+        FormatError: see `decode_image` and `raw_planes`.
+    """
+    return decode_image(datum.data, color).transpose(2, 0, 1) if datum.encoded else raw_planes(datum)
+
+
+def raw_planes(datum: pb.Datum) -> Planes:
     """The values of a record without encoding, (C, H, W); bytes where there are any, else floats.
 
     Raises:
@@ -60,5 +104,5 @@ def raw_planes(datum: pb.Datum) -> NDArray[np.uint8] | NDArray[np.float32]:
     values = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
     if min(shape) <= 0 or values.size != shape[0] * shape[1] * shape[2]:
         what = f"a record states shape {shape} and holds {values.size} values"
-        raise FormatError(what, remedy="write the record anew")
+        raise FormatError(what, remedy="write the record anew; records with boxes need a layer of type AnnotatedData")
     return values.reshape(shape)

@@ -1,90 +1,123 @@
-"""Databases that data layers read: values in the order of their keys, from the first again after the last."""
+"""Databases that data layers read: records in the order of their keys, from the first again after the last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
+from caffe_compat.data.leveldb_folder import LevelDatabase
+from caffe_compat.data.lmdb_pages import FILE, LmdbDatabase
 from caffe_compat.errors import FormatError
-from caffe_compat.schema import pb
+
+CURRENT = "CURRENT"
+"""The file that every LevelDB folder has."""
 
 
-class Records(Protocol):
-    """A place in a database."""
+class Record(NamedTuple):
+    """A key and what is stored under it."""
 
-    def peek(self) -> bytes:
-        """The value that `take` gives next.
+    key: bytes
+    value: bytes
+
+    @property
+    def name(self) -> str:
+        """The key for messages."""
+        return self.key.decode(errors="backslashreplace")
+
+
+class Database(Protocol):
+    """A database that is read and never changed.
+
+    Attributes:
+        path: its folder.
+        kind: "LMDB" or "LevelDB".
+    """
+
+    path: Path
+    kind: str
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in the order of the keys.
 
         Raises:
-            FormatError: the database cannot be read, or is empty.
+            FormatError: it is damaged.
         """
 
-    def take(self, count: int) -> list[bytes]:
-        """The next `count` values.
+    def count(self) -> int | None:
+        """The number of records; None when all would have to be read for it."""
 
-        Raises:
-            FormatError: the database cannot be read, or is empty.
-        """
+    def close(self) -> None:
+        """Let go of the files."""
 
 
-def open_records(path: Path, backend: int) -> Records:
-    """The records of a database folder.
-
-    Args:
-        backend: DataParameter.DB.
+def open_database(path: Path) -> Database:
+    """A database of either kind; which it is, its files say.
 
     Raises:
-        FormatError: the backend is not supported.
+        FormatError: it is not there, is no database, is damaged, or another process writes to it.
     """
-    if backend != pb.DataParameter.LMDB:
-        what = "LevelDB databases cannot be read"
-        raise FormatError(
-            what, where=str(path), remedy="write the records to an LMDB database, and state backend: LMDB"
-        )
-    return LmdbRecords(path)
+    if not path.exists():
+        raise FormatError("no such database", where=str(path), remedy="check the path, or write it (vggc data convert)")
+    return _opener(path)(path)
 
 
-class LmdbRecords:
-    """The values of an LMDB folder. It is open only while a call reads it, and no lock file is written."""
+def is_database(path: Path) -> bool:
+    """Whether a folder looks like a database."""
+    return (path / FILE).is_file() or (path / CURRENT).is_file()
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._next: bytes | None = None
 
-    def peek(self) -> bytes:
-        with self._cursor() as cursor:
-            return bytes(cursor.value())
+def _opener(path: Path) -> Callable[[Path], Database]:
+    if path.is_file() or (path / FILE).is_file():
+        return LmdbDatabase
+    if (path / CURRENT).is_file():
+        return LevelDatabase
+    what = f"this folder is no database: it has neither {FILE} (LMDB) nor {CURRENT} (LevelDB)"
+    raise FormatError(what, where=str(path), remedy="name the folder that convert_imageset or vggc data convert wrote")
 
-    def take(self, count: int) -> list[bytes]:
-        values = []
-        with self._cursor() as cursor:
-            for _ in range(count):
-                values.append(bytes(cursor.value()))
-                if not cursor.next():
-                    cursor.first()
-            self._next = bytes(cursor.key())
-        return values
 
-    @contextmanager
-    def _cursor(self) -> Iterator[Any]:
-        """At the next record."""
-        import lmdb
+class Records:
+    """A place in a database, which starts at the first record."""
 
-        try:
-            with (
-                lmdb.open(str(self.path), readonly=True, lock=False, create=False) as database,
-                database.begin() as view,
-            ):
-                cursor = view.cursor()
-                if (
-                    not (cursor.set_range(self._next) if self._next is not None else cursor.first())
-                    and not cursor.first()
-                ):
-                    remedy = "write the records into it"
-                    raise FormatError("this database holds no record", where=str(self.path), remedy=remedy)
-                yield cursor
-        except (lmdb.Error, OSError) as error:
-            what, remedy = f"this is no LMDB database that can be read: {error}", "name the folder that has data.mdb"
-            raise FormatError(what, where=str(self.path), remedy=remedy) from error
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._items = database.items()
+        self._ahead: Record | None = None
+
+    def peek(self) -> Record:
+        """The record that `take` gives next.
+
+        Raises:
+            FormatError: the database is damaged, or holds no record.
+        """
+        if self._ahead is None:
+            self._ahead = self._read()
+        return self._ahead
+
+    def take(self, count: int) -> list[Record]:
+        """The next records, from the first again after the last; raises as `peek`."""
+        return [self._next() for _ in range(count)]
+
+    def skip(self, count: int) -> None:
+        """Go on by so many records; raises as `peek`."""
+        for _ in range(count):
+            self._next()
+
+    def _next(self) -> Record:
+        record, self._ahead = self.peek(), None
+        return record
+
+    def _read(self) -> Record:
+        item = next(self._items, None)
+        if item is None:
+            self._items = self.database.items()
+            item = next(self._items, None)
+        if item is None:
+            remedy = "write the records into it"
+            raise FormatError("this database holds no record", where=str(self.database.path), remedy=remedy)
+        return Record(*item)
+
+
+def open_records(path: Path) -> Records:
+    """The records of a database folder; raises as `open_database`."""
+    return Records(open_database(path))
