@@ -45,6 +45,8 @@ class State:
     dialect: str = ""
     input_shapes: Mapping[str, Sequence[int]] | None = None
     python_layers: str | None = None
+    data_folders: Sequence[str] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def open_net(
 
 
 def _context(path: Path, state: State) -> Context:
-    shared = {"python_layers": state.python_layers}
+    shared = {"python_layers": state.python_layers, "data_folders": tuple(state.data_folders), "seed": state.seed}
     return Context(state.phase, state.profile, state.dialect, str(path.parent), shared)
 
 
@@ -191,6 +193,7 @@ def load(
     dialect: str = "",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     python_layers: str | None = None,
+    data_folders: Sequence[str] = (),
     strict: bool = True,
     seed: int = 0,
 ) -> Net:
@@ -207,15 +210,17 @@ def load(
             layers and fields. "bvlc" refuses what forks have added.
         input_shapes: input blob -> shape, in place of the declared one.
         python_layers: folder from which pycaffe-style Python layers may be imported; none are run otherwise.
+        data_folders: folders that the net may read data from, beside its own; relative names in it are looked for in
+            them first, as Caffe looks for them where it is started.
         strict: refuse weights that lack a layer of the net (Caffe would keep its filler's values).
-        seed: for fillers.
+        seed: for fillers and data layers.
 
     Raises:
         VggcError: see `open_net`.
     """
     from caffe_compat.module import Net
 
-    state = State(phase, stages, level, profile, dialect, input_shapes, python_layers)
+    state = State(phase, stages, level, profile, dialect, input_shapes, python_layers, data_folders, seed)
     opened = open_net(net, weights, state, strict=strict)
     arrays = {key: blob.values for key, blob in opened.bound.arrays.items()} if opened.bound else {}
     return Net(opened.graph, arrays, seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from caffe_compat.data.images import Image, decode_image, raw_planes
 from caffe_compat.data.records import Records, open_records
 from caffe_compat.data.resizing import resize_boxes, resize_image, resized_size, stretch_boxes
-from caffe_compat.errors import FormatError, LayerError
+from caffe_compat.errors import VggcError
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.base_data import ImageSource, to_tensor
 from caffe_compat.layers.boxes import Floats, areas
-from caffe_compat.layers.files import inner_path, read_blob
+from caffe_compat.layers.files import inner_name, inner_path, read_blob
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class AnnotatedData(ImageSource):
         self.generator = np.random.default_rng(list(self.name.encode()))
         self.records = self._open()
         with self._reading():
-            self.first = pb.AnnotatedDatum.FromString(self.records.peek()) if self.records else None
+            self.first = pb.AnnotatedDatum.FromString(self.records.peek().value) if self.records else None
         super().setup(bottoms)
         self.mean = self._mean()
         self.check_means(self.image[0])
@@ -137,15 +136,12 @@ class AnnotatedData(ImageSource):
     # -- records -------------------------------------------------------------------------------------------
 
     def _open(self) -> Records | None:
-        """The database, None when it is not there or not inside the net's folder."""
-        try:
-            path: Path | None = inner_path(self, self.p.source, SOURCE)
-        except LayerError:
-            path = None
-        if path is None or not path.is_dir():
+        """The database, None when it is not there or the net may not read it."""
+        path = inner_name(self, self.p.source)
+        if path is None:
             return None
         with self._reading():
-            return open_records(path, self.p.backend)
+            return open_records(path)
 
     def _decoded(self, datum: pb.Datum) -> Image:
         with self._reading():
@@ -156,9 +152,9 @@ class AnnotatedData(ImageSource):
         """Errors of the database and its records become errors of this layer."""
         try:
             yield
-        except (FormatError, DecodeError) as error:
-            what = error.what if isinstance(error, FormatError) else f"a record is no AnnotatedDatum: {error}"
-            remedy = error.remedy if isinstance(error, FormatError) else "write AnnotatedDatum records"
+        except (VggcError, DecodeError) as error:
+            what = error.what if isinstance(error, VggcError) else f"a record is no AnnotatedDatum: {error}"
+            remedy = error.remedy if isinstance(error, VggcError) else "write AnnotatedDatum records"
             raise self.error(f'"{self.p.source}": {what}', field=SOURCE, remedy=remedy) from error
 
     # -- running -------------------------------------------------------------------------------------------
@@ -166,7 +162,7 @@ class AnnotatedData(ImageSource):
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         records = self._running()
         with self._reading():
-            data = [pb.AnnotatedDatum.FromString(record) for record in records.take(self.p.batch_size)]
+            data = [pb.AnnotatedDatum.FromString(record.value) for record in records.take(self.p.batch_size)]
         items = [self._transformed(datum) for datum in data]
         shapes = {item.image.shape for item in items}
         what = (

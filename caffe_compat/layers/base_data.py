@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from caffe_compat.errors import ConversionError
+from caffe_compat.data.random_numbers import draw_from, generator
+from caffe_compat.data.sources import Item, Source, side_by_side
+from caffe_compat.data.transform import Transform
+from caffe_compat.errors import ConversionError, LayerError, VggcError
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape
-from caffe_compat.layers.files import inner_file, read_blob
+from caffe_compat.layers.files import inner_file, inner_path, read_blob
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Floats = NDArray[np.float32]
+MEAN = "transform_param.mean_file"
 
 
 class SourceLayer(Layer):
@@ -57,22 +66,39 @@ class ImageSource(SourceLayer):
         batch = self.p.batch_size
         return [(batch, *self.image), (batch,)][: self.tops]
 
-    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        raise self.error(f'reading "{self.p.source}" is not possible yet', field="type", remedy=self.as_input())
+    @property
+    def seed(self) -> int:
+        """What random numbers follow from, beside the layer's name: `context.state["seed"]`."""
+        return int(self.context.state.get("seed", 0))
 
     def mean_shape(self) -> Shape | None:
         """(C, H, W) of the mean file, None when none is stated or it is not there."""
+        mean = self.read_mean()
+        return None if mean is None else mean.shape
+
+    def read_mean(self) -> Floats | None:
+        """The mean image (C, H, W), None when none is stated or it is not there."""
         transform = self.param.transform_param
-        if not transform.HasField("mean_file"):
-            return None
-        path = inner_file(self, transform.mean_file)
+        path = inner_file(self, transform.mean_file) if transform.HasField("mean_file") else None
         if path is None:
             return None
-        shape, _ = read_blob(self, path, "transform_param.mean_file")
+        shape, values = read_blob(self, path, MEAN)
         what = f'the mean in "{path.name}" has shape {shape}; it must be (1, C, H, W)'
         fine = len(shape) >= 3 and all(size == 1 for size in shape[:-3])
-        self.check(fine, what, field="transform_param.mean_file", remedy="use the mean of these images")
-        return shape[-3:]
+        self.check(fine, what, field=MEAN, remedy="use the mean of these images")
+        return values.reshape(shape[-3:])
+
+    @contextmanager
+    def reading(self, field: str = "source") -> Iterator[None]:
+        """Errors of what the layer reads become errors of the layer, at a field of its parameters."""
+        try:
+            yield
+        except LayerError:
+            raise
+        except VggcError as error:
+            place = f"{error.where}: " if str(error.where) else ""
+            what = f'"{self.p.source}": {place}{error.what}'
+            raise self.error(what, field=f"{self.PARAM}.{field}", remedy=error.remedy) from error
 
     def check_means(self, channels: int) -> None:
         """One mean_value for all channels, or one each."""
@@ -80,6 +106,112 @@ class ImageSource(SourceLayer):
         what = f"{given} mean_value entries for {channels} channel(s)"
         remedy = "state one, or one per channel"
         self.check(given in (0, 1, channels), what, field="transform_param.mean_value[0]", remedy=remedy)
+
+
+class TransformedSource(ImageSource):
+    """Base of layers that read images one after another and put each through transform_param.
+
+    While the source is not there, or is not in a folder that the net may read, shapes are those that the net states.
+    The batch has the shape of its first image. Random numbers follow from the layer's name and from
+    `context.state["seed"]`. With `context.state["share"] = (rank, count)`, for training by several processes, a layer
+    of the TRAIN phase takes every count-th image, from the rank-th on (DataLayer::Skip).
+    """
+
+    TRANSFORM: ClassVar[type[Transform]] = Transform
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        self.transform = self.TRANSFORM(self.param.transform_param, self.phase == "TRAIN", self.read_mean())
+        self.source: Source | None = None
+        self.first: Item | None = None
+        with self.reading():
+            self.source = self.open_source()
+            if self.source is not None:
+                self.first = self.source.load(self.source.peek())
+        share: tuple[int, int] = self.context.state.get("share", (0, 1))
+        self.rank, self.count = share if self.phase == "TRAIN" else (0, 1)
+        self.random = draw_from(generator(self.seed, self.name, "transform", str(self.rank)))
+        self.started = False
+        super().setup(bottoms)
+
+    def open_source(self) -> Source | None:
+        """The source at its beginning; None when it is not there or the net may not read it."""
+        raise NotImplementedError(self.TYPE)
+
+    def declared_shape(self) -> Shape:
+        """`image_shape` as far as the net states it."""
+        raise NotImplementedError(self.TYPE)
+
+    def image_shape(self) -> Shape:
+        if self.first is None:
+            return self.declared_shape()
+        return self.transformed_shape(self.first)
+
+    def transformed_shape(self, item: Item) -> Shape:
+        """Shape of an image after the transformation, which checks it."""
+        try:
+            return self.transform.shape(item.image.shape)
+        except VggcError as error:
+            field = "crop_size" if "crop_size" in error.what else "mean_file" if self.transform.mean is not None else ""
+            field = field or "mean_value[0]"
+            raise self.error(error.what, field=f"transform_param.{field}", remedy=error.remedy) from error
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        images, labels = self.batch()
+        return [to_tensor(images), to_tensor(labels)][: self.tops]
+
+    def batch(self) -> tuple[Floats, Floats]:
+        """The next images and labels."""
+        source = self.running()
+        with self.reading():
+            entries = [entry for _ in range(self.p.batch_size) for entry in self.next_entry(source)]
+            draws = [self.transform.draws(self.random) for _ in entries]
+            loaded = side_by_side(lambda each: self.load(source, *each), zip(entries, draws, strict=True))
+        images, labels = zip(*loaded, strict=True)
+        self.check_shapes([image.shape for image in images])
+        return np.stack(images), np.array(labels, np.float32)
+
+    def next_entry(self, source: Source) -> list[Any]:
+        """The next entry of this process's share."""
+        source.skip(self.rank)
+        entry = source.take(1)
+        source.skip(self.count - self.rank - 1)
+        return entry
+
+    def load(self, source: Source, entry: Any, draws: Sequence[int]) -> tuple[Floats, int]:
+        """An entry's image after the transformation, and its label."""
+        item = source.load(entry)
+        self.transformed_shape(item)
+        return self.transform(item.image, draws), item.label
+
+    def running(self) -> Source:
+        """The source, when all that is needed is there.
+
+        Raises:
+            LayerError: something is not.
+        """
+        if self.source is None:
+            field = f"{self.PARAM}.source"
+            path = inner_path(self, self.p.source, field)
+            raise self.error(f'"{path}" does not exist', field=field, remedy=f"write it, or {self.as_input()}")
+        mean = self.param.transform_param.mean_file
+        if mean and self.transform.mean is None:
+            path = inner_path(self, mean, MEAN)
+            raise self.error(f'"{path}" does not exist', field=MEAN, remedy="write it with vggc data mean")
+        if not self.started:
+            self.started = True
+            with self.reading():
+                self.start(self.source)
+        return self.source
+
+    def start(self, source: Source) -> None:
+        """Go to the first entry that is used."""
+
+    def check_shapes(self, shapes: Sequence[Shape]) -> None:
+        """All images of a batch have one shape."""
+        other = next((shape for shape in shapes if shape != shapes[0]), None)
+        what = f'"{self.p.source}" has images of shape {shapes[0]} and {other} in one batch'
+        remedy = "state a crop_size, resize them, or use batch_size 1"
+        self.check(other is None, what, field=f"{self.PARAM}.source", remedy=remedy)
 
 
 def to_tensor(array: np.ndarray) -> Tensor:

@@ -24,32 +24,69 @@ LARGEST_BLOB = 2**30
 
 
 def inner_path(layer: Layer, name: str, field: str) -> Path:
-    """A file named in a net, inside the net's folder: no net reaches the rest of the machine.
+    """A file to read that a net names: no net reaches folders that the user has not named.
+
+    A relative name is looked for in the data folders (`context.state["data_folders"]`), in their order, and then in the
+    net's folder; an absolute one must lead into one of them. Links are followed out of data folders, which are the
+    user's own, but not out of the net's folder, which may have come with the net.
 
     Args:
-        name: as the net has it, relative to `context.folder`; an absolute name may lead into that folder.
+        name: as the net has it.
         field: where the net has it.
 
     Raises:
-        LayerError: it is empty, or leads out of the folder.
+        LayerError: it is empty, or leads out of the folders.
     """
+    own = _inside_own(layer, name, field)
+    found = [path for folder in data_folders(layer) if (path := _inside(folder, name))]
+    found += [own] if own else []
+    what = f'"{name}" is outside the folder {Path(layer.context.folder).resolve()}'
+    remedy = "put the file into it, or name the folder that holds it as a data folder (data_folders, --data-folder)"
+    layer.check(bool(found), what, field=field, remedy=remedy)
+    return next((path for path in found if os.path.exists(path)), found[-1])
+
+
+def own_path(layer: Layer, name: str, field: str) -> Path:
+    """A file to write that a net names, which must lie in the net's folder; `inner_path` tells the rest."""
+    path = _inside_own(layer, name, field)
+    if path is None:
+        what = f'"{name}" is outside the folder {Path(layer.context.folder).resolve()}'
+        raise layer.error(what, field=field, remedy="name a file in it")
+    return path
+
+
+def data_folders(layer: Layer) -> list[Path]:
+    """The folders that the user has named for data."""
+    return [Path(os.path.abspath(folder)) for folder in layer.context.state.get("data_folders") or ()]
+
+
+def _inside_own(layer: Layer, name: str, field: str) -> Path | None:
     layer.check(bool(name), "no file is named", field=field, remedy=f"set {field}")
     layer.check("\0" not in name, "the file name holds a zero byte", field=field, remedy="correct the name")
     folder = Path(layer.context.folder).resolve()
     path = (folder / name).resolve()
-    what = f'"{name}" is outside the folder {folder}'
-    remedy = "put the file into it, or name a folder that holds both"
-    layer.check(path.is_relative_to(folder), what, field=field, remedy=remedy)
-    return path
+    return path if path.is_relative_to(folder) else None
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """A name in a data folder, with what `..` leaves of it; None when it leads out of it."""
+    path = Path(os.path.normpath(folder / name))
+    return path if path.is_relative_to(folder) else None
 
 
 def inner_file(layer: Layer, name: str) -> Path | None:
-    """A file named in a net, None when it is not there or not inside the net's folder."""
+    """A file named in a net, None when it is not there or not in a folder that the net may read."""
+    path = inner_name(layer, name)
+    return path if path is not None and os.path.isfile(path) else None
+
+
+def inner_name(layer: Layer, name: str) -> Path | None:
+    """A file or folder named in a net, None when it does not exist or the net may not read it."""
     try:
         path = inner_path(layer, name, "")
     except LayerError:
         return None
-    return path if path.is_file() else None
+    return path if os.path.exists(path) else None
 
 
 def read_blob(layer: Layer, path: Path, field: str) -> tuple[Shape, np.ndarray]:

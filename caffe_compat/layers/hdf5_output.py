@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caffe_compat.layers.base import Layer, Shape, register
-from caffe_compat.layers.files import inner_path, replacing
+from caffe_compat.layers.files import own_path, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class HDF5Output(Layer):
         same = legacy(bottoms[0])[0] == legacy(bottoms[1])[0]
         what = f"bottoms of shape {bottoms[0]} and {bottoms[1]} differ in the first dimension"
         self.check(same, what, field="bottom[1]", remedy="write one batch")
-        self.path = inner_path(self, self.p.file_name, "hdf5_output_param.file_name")
+        self.path = own_path(self, self.p.file_name, "hdf5_output_param.file_name")
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return []
