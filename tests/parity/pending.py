@@ -2,17 +2,14 @@
 
 PENDING_SECTIONS: frozenset[str] = frozenset(
     {
-        "data",  # databases and image lists
         "protocols",  # dense and multi-crop evaluation
         "2013-chain",  # needs solvers
-        "2013-data",
         "2013-solver",
     }
 )
 
 PENDING_TYPES: frozenset[str] = frozenset(
     {
-        "data (2013)",
         "solver (2013)",
     }
 )
