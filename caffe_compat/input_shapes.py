@@ -64,7 +64,8 @@ def fill_shapes(
     """Give the Input layers of `net` their shapes, in place. Returns what was replaced, and what told the shape.
 
     In this order: the shape given; the shape that the data layer states; the size of its crop, of resize_param or of
-    its images with the channels of the first layer that has weights; the size at which the first InnerProduct layer fits its weights.
+    its images with the channels of the first layer that has weights; the size at which the first InnerProduct layer
+    fits its weights.
 
     Raises:
         GraphError: none of these tells the shape.
