@@ -21,7 +21,9 @@ from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, Value, rebuild
 from caffe_compat.layers.base import Shape
 from caffe_compat.tags import encode_varint
+from converters.half import widen
 from converters.model import Model, NamedBlob, tool_version
+from converters.onnx_pixels import Pixels, prepend
 from converters.streaming import Payloads, Target
 
 DEFAULT_OPSET = 17
@@ -38,10 +40,12 @@ class Options:
     Attributes:
         opset: version of the default operator set, 13 to 23.
         dynamic_batch: leave the batch size open where the net allows it.
+        pixels: let the model take pixels, and prepare them so.
     """
 
     opset: int = DEFAULT_OPSET
     dynamic_batch: bool = True
+    pixels: Pixels | None = None
 
 
 class Writer:
@@ -71,9 +75,9 @@ class Writer:
         return name
 
     def array(self, blob: str) -> NDArray[Any]:
-        """The values of a weight."""
+        """The values of a weight, float32."""
         item = self._weights[blob]
-        return item.blob.values.reshape(item.shape)
+        return item.blob.values.reshape(item.shape).astype(np.float32, copy=False)
 
     def fresh(self, stem: str) -> str:
         """An unused tensor name that tells the layer."""
@@ -128,6 +132,9 @@ def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBl
     used = [item for item in weights.values() if item.name in read]
     skeleton = _proto(graph, writer, names, batch, used)
     _describe(skeleton, model)
+    widen(skeleton, used)
+    if options.pixels is not None:
+        prepend(skeleton, options.pixels)
     return skeleton, used
 
 

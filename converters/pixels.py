@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.errors import FormatError
 from converters.input_values import Inputs, decode, sizes_text
-from converters.sides import PIXELS as PROPERTY
-from converters.sides import Side
+
+if TYPE_CHECKING:
+    from converters.sides import Side
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-__all__ = ["PROPERTY", "feed", "pixels", "prepare"]
+PROPERTY = "vggc_pixels"
 
 
 def prepare(image: Array, swap: bool, mean: Array | None, scale: float) -> Array:

@@ -16,18 +16,15 @@ from numpy.typing import NDArray
 
 from caffe_compat.errors import FormatError, VggcError, WeightsError
 from caffe_compat.loading import Opened, State, open_net
-from caffe_compat.preprocessing import preprocessing
+from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from converters.model import Model
+from converters.pixels import PROPERTY
 
 if TYPE_CHECKING:
     from torch import nn
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
-
-
-PIXELS = "vggc_pixels"
-"""Entry of an ONNX model's metadata: how it prepares pixels itself (see converters.pixels)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,8 @@ def caffe_side(name: str, opened: Opened) -> Side:
     """
     if opened.bound is None or opened.weights is None:
         raise WeightsError("a net without weights", where=name, remedy="give the weights, and this net with --net")
-    model = Model(opened.graph, opened.bound.arrays, opened.weights, (), preprocessing(opened.original))
+    prepares = preprocessing(opened.original, color_channels(opened.graph.shapes)) or carried(opened.weights.metadata)
+    model = Model(opened.graph, opened.bound.arrays, opened.weights, (), prepares)
     return model_side(name, model)
 
 
@@ -154,7 +152,7 @@ def _onnx(path: Path) -> Side:
         initializers(path),
         run,
         made,
-        takes=_entries(about.get(PIXELS, "{}")),
+        takes=_entries(about.get(PROPERTY, "{}")),
     )
 
 
