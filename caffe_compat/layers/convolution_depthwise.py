@@ -9,7 +9,6 @@ from caffe_compat.fillers import check_fillers
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.convolution import Convolution, Geometry
 from caffe_compat.layers.legacy_axes import legacy_sizes
-from caffe_compat.schema import pb
 
 
 @register
@@ -81,24 +80,3 @@ class ConvolutionDepthwise(Convolution):
 
     def onnx_attributes(self, sizes: Shape) -> dict[str, Any]:
         return {**super().onnx_attributes(sizes), "group": self.channels}
-
-
-@register
-class ConvolutionDepthwiseSynopsys(Convolution):
-    """Convolution with as many groups as channels, whatever `group` says.
-
-    Source: conv_depthwise_layer.cpp, base_conv_layer.cpp of foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
-    """
-
-    TYPE = "ConvolutionDepthwise"
-    V1 = ()  # type: ignore[assignment]
-    V0 = ()  # type: ignore[assignment]
-    DIALECTS = ("synopsys",)
-
-    def read_geometry(self, bottom: Shape) -> Geometry:
-        geometry = super().read_geometry(bottom)
-        own = pb.ConvolutionParameter()
-        own.CopyFrom(self.p)
-        own.group = bottom[geometry.axis]
-        self.p = own
-        return geometry

@@ -42,7 +42,7 @@ def test_depthwise_convolution_is_convolution_by_group() -> None:
 def test_every_channel_has_a_kernel(
     fields: str, kernel: tuple[int, int], stride: int, pad: int, dilation: int, bias: bool
 ) -> None:
-    it = lone(text(f"{fields} bias_term: {str(bias).lower()}"), SHAPE, dialect="openvino")
+    it = lone(text(f"{fields} bias_term: {str(bias).lower()}"), SHAPE)
     assert it.node.blob_shapes == ((3, 1, *kernel), (3,))[: 1 + bias]
     (x,), (weight, *rest) = arrays(SHAPE), it.blobs()
     want = naive.convolution(x, weight, rest[0] if bias else np.zeros(3), stride, pad, dilation, group=3)
@@ -61,7 +61,7 @@ def test_every_channel_has_a_kernel(
     ],
 )
 def test_refused_parameters(fields: str, what: str, field: str) -> None:
-    message, place = refusal(text(fields), SHAPE, dialect="openvino")
+    message, place = refusal(text(fields), SHAPE)
     assert what in message
     assert place == f"convolution_param.{field}"
 
@@ -71,26 +71,10 @@ def test_refused_parameters(fields: str, what: str, field: str) -> None:
 )
 def test_bottoms_that_do_not_fit(shape: Shape, message: str) -> None:
     with pytest.raises(LayerError, match=message):
-        lone(text("kernel_size: 3 stride: 1"), shape, dialect="openvino")
+        lone(text("kernel_size: 3 stride: 1"), shape)
 
 
 def test_other_channels_at_run_time() -> None:
-    it = lone(text("kernel_size: 3 stride: 1"), SHAPE, dialect="openvino")
+    it = lone(text("kernel_size: 3 stride: 1"), SHAPE)
     with pytest.raises(LayerError, match="the bottom has 4 channels, the weight 3"):
         it.layer.top_shapes([(2, 4, 7, 8)])
-
-
-@pytest.mark.parametrize("group", ["", "group: 7"])
-def test_synopsys_takes_a_group_for_each_channel(group: str) -> None:
-    it = lone(text(f"num_output: 6 kernel_size: 3 pad: 1 {group}"), SHAPE, dialect="synopsys")
-    assert it.node.blob_shapes == ((6, 1, 3, 3), (6,))
-    (x,), (weight, bias) = arrays(SHAPE), it.blobs()
-    want = naive.convolution(x, weight, bias, pad=1, group=3)
-    np.testing.assert_allclose(forward(it, [x], [weight, bias])[0], want, rtol=1e-10)
-    assert it.node.layer.param.convolution_param.group == (7 if group else 1), "the net itself stays"
-
-
-def test_synopsys_wants_a_multiple_of_the_channels() -> None:
-    message, field = refusal(text("num_output: 4 kernel_size: 3"), SHAPE, dialect="synopsys")
-    assert "group 3 does not divide num_output 4" in message
-    assert field == "convolution_param.group"

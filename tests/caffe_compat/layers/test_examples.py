@@ -173,8 +173,7 @@ EXAMPLES = [
     Example('type: "ShuffleChannel" shuffle_channel_param { group: 2 }', ((2, 6, 3, 4),)),
     Example('type: "Transpose" transpose_param { dim: 0 dim: 2 dim: 3 dim: 1 }'),
     Example('type: "Transpose" transpose_param { dim: 3 dim: 2 dim: 0 dim: 1 }'),
-    Example('type: "ConvolutionDepthwise" convolution_param { kernel_size: 3 stride: 2 pad: 1 }', dialect="openvino"),
-    Example('type: "ConvolutionDepthwise" convolution_param { num_output: 6 kernel_size: 3 }', dialect="synopsys"),
+    Example('type: "ConvolutionDepthwise" convolution_param { kernel_size: 3 stride: 2 pad: 1 }'),
     Example(
         'type: "DepthwiseConvolution" convolution_param { num_output: 6 group: 3 kernel_size: 2 bias_term: false }'
     ),
