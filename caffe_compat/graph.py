@@ -419,6 +419,7 @@ class _Builder:
         except VggcError as error:
             self.problems.append(error)
             return
+        self.notes += [f"{layer.where()}: {note}" for note in layer.notes()]
         self.nodes.append(
             Node(
                 layer,

@@ -172,6 +172,10 @@ class Layer:
         """Multiply-accumulates of one forward pass; 0 where they do not matter."""
         return 0
 
+    def notes(self) -> list[str]:
+        """What a user should know of this layer in this net: parts of it that do nothing here."""
+        return []
+
     def propagates(self, bottom: int) -> bool:
         """Whether a gradient may flow to that bottom (loss layers: not to labels)."""
         return True

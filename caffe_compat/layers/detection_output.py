@@ -102,6 +102,11 @@ class DetectionOutput(Layer):
         self.check(fine, f"eta {nms.eta} is not in (0, 1]", field=f"{field}.eta", remedy="leave it out for 1")
         self.most = nms.top_k if nms.HasField("top_k") else -1
 
+    def notes(self) -> list[str]:
+        writes = self.p.save_output_param.output_directory
+        found = [f'no files are written to "{writes}" (save_output_param)'] if writes else []
+        return found + ["no window is opened (visualize)"] * self.p.visualize
+
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         """One row stands for the number that is not known yet."""
         check_predictions(self, bottoms, self.classes, self.located)

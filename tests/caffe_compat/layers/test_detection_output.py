@@ -111,6 +111,16 @@ def test_the_fourth_bottom_is_not_read() -> None:
     np.testing.assert_array_equal(got, forward(lone(text(""), *SHAPES), values)[0])
 
 
+def test_what_does_nothing_is_noted() -> None:
+    assert not lone(text(""), *SHAPES).graph.notes
+    saved = 'save_output_param { output_directory: "out" label_map_file: "labels" } visualize: true'
+    notes = lone(text(saved), *SHAPES).graph.notes
+    assert [note.partition(": ")[2] for note in notes] == [
+        'no files are written to "out" (save_output_param)',
+        "no window is opened (visualize)",
+    ]
+
+
 def test_another_batch_size() -> None:
     loc, conf, prior = bottoms()
     one = forward(lone(text(""), *SHAPES), [loc[:1], conf[:1], prior])[0][0, 0]
