@@ -1,4 +1,4 @@
-"""Writing a .caffemodel of any generation, and the .prototxt of the same net beside it.
+"""Writing a .caffemodel and a .prototxt of any generation.
 
 The net's small messages are made first; blob payloads then go straight from their source, each framed by its size.
 Layout: protobuf's encoding of caffe.proto's NetParameter; shapes as Blob::ToProto of BVLC Caffe, or num, channels,
@@ -58,24 +58,27 @@ DATA = _number(pb.BlobProto, "data")
 
 
 def write(model: Model, target: Target, payloads: Payloads, generation: str = "V2") -> None:
-    """Write the net with its weights, and `<stem>.prototxt` beside it. The same model always gives the same bytes.
+    """Write the net with its weights. The same model always gives the same bytes.
 
     Raises:
         ConversionError: weights are missing or have other names than Caffe's, the net is too large, or a layer has no
             form in that generation; `Problems` when several.
     """
     graph = _checked(model)
-    net = net_of(graph)
-    made = downgrade(net, generation)
-    text = target.companion()
-    text.path = target.path.with_suffix(".prototxt")
-    text.write(dump(made).encode())
-    text.finish()
-    for part in _pieces(model, graph, made, generation):
+    for part in _pieces(model, graph, downgrade(net_of(graph), generation), generation):
         if isinstance(part, Blob):
             payloads.send(part, target)
         else:
             target.write(part)
+
+
+def write_net(model: Model, target: Target, generation: str = "V2") -> None:
+    """Write the net without weights as prototxt.
+
+    Raises:
+        ConversionError: a layer has no form in that generation; `Problems` when several.
+    """
+    target.write(dump(downgrade(net_of(_built(model)), generation)).encode())
 
 
 def save(made: Imported, path: str | Path, generation: str = "V2", *, force: bool = False) -> tuple[Path, Path]:
@@ -88,11 +91,15 @@ def save(made: Imported, path: str | Path, generation: str = "V2", *, force: boo
     paths = target, target.with_suffix(".prototxt")
     there = [each for each in paths if each.exists() and not force]
     raise_all(ConversionError("the target exists", where=str(each), remedy="set force to replace it") for each in there)
-    with Payloads() as payloads, Target(target) as file:
-        write(model_of(made), file, payloads, generation)
-        file.finish()
+    model = model_of(made)
+    with Payloads() as payloads, Target(target) as file, Target(paths[1]) as text:
+        write(model, file, payloads, generation)
+        write_net(model, text, generation)
+        for each in (text, file):
+            each.finish()
         payloads.check()
-        file.rename()
+        for each in (text, file):
+            each.rename()
     return paths
 
 
@@ -106,22 +113,26 @@ def model_of(made: Imported, source: str = "") -> Model:
     return Model(graph, bind(graph, made.weights).arrays, made.weights, made.notes)
 
 
-def _checked(model: Model) -> Graph:
+def _built(model: Model) -> Graph:
+    """The graph, under rules that files of Caffe stand for."""
     if model.graph is None:
-        raise ConversionError(
-            "a caffemodel carries its net", remedy="leave out --weights-only, or give the net (--net)"
-        )
+        raise ConversionError("a caffemodel carries its net", remedy="give the net (--net), not --weights-only")
+    if model.graph.context.profile == DEC2013:
+        what = "the net was built by the rules of December 2013, which the result cannot say"
+        raise ConversionError(what, remedy="use --profile bvlc")
+    return model.graph
+
+
+def _checked(model: Model) -> Graph:
+    graph = _built(model)
     if model.renamed:
         raise ConversionError("a caffemodel has Caffe's names", remedy="use --names caffe")
-    if model.graph.context.profile == DEC2013:
-        what = "the net was built by the rules of December 2013, which a caffemodel cannot say"
-        raise ConversionError(what, remedy="use --profile bvlc")
-    missing = [node for node in model.graph.nodes if any(key not in model.arrays for key in node.params)]
+    missing = [node for node in graph.nodes if any(key not in model.arrays for key in node.params)]
     raise_all(
         ConversionError("there are no weights for it", where=node.layer.where(), remedy="give weights of the whole net")
         for node in missing
     )
-    return model.graph
+    return graph
 
 
 def net_of(graph: Graph) -> pb.NetParameter:

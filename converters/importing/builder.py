@@ -72,12 +72,14 @@ class Builder:
         options: see ImportOptions.
         values: tensor of the source -> what became of it.
         notes: sentences for the user.
+        losses: what was left out or cast, in sentences.
     """
 
     def __init__(self, program: Program, options: ImportOptions) -> None:
         self.program, self.options = program, options
         self.values = {name: Value(array.shape, array=array) for name, array in program.constants.items()}
-        self.notes: list[str] = list(program.notes)
+        self.notes: list[str] = []
+        self.losses: list[str] = list(program.notes)
         self.folder = Folder()
         self.layers: list[Made] = []
         self.readers: Counter[str] = Counter()
@@ -93,7 +95,7 @@ class Builder:
             if self._reads[name]:
                 self._input(name, shape)
             else:
-                self.notes.append(f'input "{name}" is not used and left out')
+                self.losses.append(f'input "{name}" is not used and left out')
 
     def _input(self, name: str, shape: Shape) -> None:
         param = pb.LayerParameter(name=self.unique(name), type="Input", top=[name])

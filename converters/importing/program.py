@@ -73,7 +73,7 @@ class Program:
         outputs: tensors that are the result.
         constants: weights and the like.
         integers: inputs that hold whole numbers.
-        notes: what a user should know.
+        notes: what was cast when the program was read.
     """
 
     name: str

@@ -59,11 +59,13 @@ class Imported:
         net: of the newest generation, without blobs.
         weights: all its blobs.
         notes: what a user should know: what was folded, rewritten or left out.
+        losses: those of the notes that tell of something left out or cast.
     """
 
     net: pb.NetParameter
     weights: Weights
     notes: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 def rule(*kinds: str) -> Callable[[R], R]:
@@ -110,7 +112,8 @@ def translate(program: Program, options: ImportOptions | None = None) -> Importe
         builder.leave(op, values)
     raise_all(problems)
     net, weights = builder.finish()
-    return Imported(net, weights, tuple(builder.notes))
+    losses = tuple(dict.fromkeys(builder.losses))
+    return Imported(net, weights, tuple(dict.fromkeys([*losses, *builder.notes])), losses)
 
 
 def _run(builder: Builder, op: Op) -> Sequence[Value]:

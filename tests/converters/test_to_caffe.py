@@ -19,7 +19,7 @@ from converters.convert import Options, prepare
 from converters.downgrade import downgrade
 from converters.importing.translation import Imported
 from converters.streaming import Payloads, Target
-from converters.to_caffe import save, write
+from converters.to_caffe import save, write, write_net
 from tests import models
 from tests.shared import ROOT
 
@@ -29,10 +29,12 @@ UPGRADES = sorted((ROOT / "tests/data/golden/upgrade").glob("*/out.prototxt"))
 def written(source: Path, target: Path, generation: str = "V2") -> None:
     """Convert a caffemodel to another."""
     model = prepare(source, Options()).model
-    with Payloads() as payloads, Target(target) as file:
+    with Payloads() as payloads, Target(target) as file, Target(target.with_suffix(".prototxt")) as text:
         write(model, file, payloads, generation)
-        file.finish()
-        file.rename()
+        write_net(model, text, generation)
+        for each in (file, text):
+            each.finish()
+            each.rename()
 
 
 def net(text: str) -> pb.NetParameter:
