@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from caffe_compat.dialects import BVLC, OURS, Kind, forks_with_field, is_fork_field, is_fork_message
+from caffe_compat.dialects import (
+    BVLC,
+    OURS,
+    Kind,
+    forks_with_field,
+    forks_with_type,
+    is_fork_field,
+    is_fork_message,
+)
 from caffe_compat.errors import GraphError, LayerError
 from caffe_compat.layers.base import Layer
 from caffe_compat.schema import pb
@@ -45,27 +53,45 @@ HARMLESS = frozenset(
     }
 )
 """Fields, by their path in the net or in a layer, that choose an engine, precision or number of threads."""
+WITHOUT_EFFECT = {
+    "version": "no reader of such files goes by it",
+    "quantize": "the fork then rounds weights and blobs to a few bits; here they stay as they are",
+    "net_quantization_param": "the fork then rounds weights and blobs to a few bits; here they stay as they are",
+}
+"""Fields of a net that are left out, and what that means."""
 REMEDY = "remove it if it does not matter for this net"
 
 
-def judge_unknown(unknown: UnknownField, dialect: str) -> GraphError | str:
-    """An error for a field that the schema does not have, or a note when it changes nothing."""
+def judge_unknown(unknown: UnknownField, dialect: str, kind: str = "") -> GraphError | str:
+    """An error for a field that the schema does not have, or a note when it changes nothing.
+
+    Args:
+        unknown: the field.
+        dialect: of the net.
+        kind: type of the layer that it is in.
+    """
     path = _inside_layer(unknown.path)
     name = path.rpartition(".")[2]
+    if unknown.ignored and forks_with_type(kind):
+        what = f"field {name} of a {kind} layer is written by no fork that is known, and may be its parameters"
+        return GraphError(what, where=unknown.where, remedy="give the net's prototxt (--net) with these weights")
     if unknown.ignored:
         return (
             f"{unknown.where}: {unknown.path} is no field that Caffe has; it is ignored, as Caffe does ({unknown.text})"
         )
     if path in HARMLESS and dialect != BVLC:
         return f"{unknown.where}: {name} changes nothing here and is ignored"
+    if unknown.path in WITHOUT_EFFECT and dialect != BVLC:
+        return f"{unknown.where}: {name} is ignored: {WITHOUT_EFFECT[unknown.path]}"
     forks = forks_with_field(_message_of(path, net=path == unknown.path), name)
     what = f'unknown field "{name}"' + (f", which is one of {', '.join(forks)}" if forks else "")
     return GraphError(what, where=unknown.where, remedy=REMEDY if forks else "remove it")
 
 
-def ignored_fields(source: SourceMap, dialect: str) -> list[str]:
+def ignored_fields(net: pb.NetParameter, source: SourceMap, dialect: str) -> list[str]:
     """A note for each field that is left out because it changes nothing."""
-    verdicts = (judge_unknown(unknown, dialect) for unknown in source.unknown)
+    types = {f"layer[{index}]": layer.type for index, layer in enumerate(net.layer)}
+    verdicts = (judge_unknown(own, dialect, types.get(own.path.partition(".")[0], "")) for own in source.unknown)
     return [verdict for verdict in verdicts if isinstance(verdict, str)]
 
 

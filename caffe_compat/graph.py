@@ -277,7 +277,7 @@ class _Builder:
     # -- building ------------------------------------------------------------------------------------------
 
     def build(self, layers: list[tuple[int, pb.LayerParameter]]) -> None:
-        self.judge_unknown([self.origins[index] for index, _ in layers if index < len(self.origins)])
+        self.judge_unknown({self.origins[index]: own.type for index, own in layers if index < len(self.origins)})
         for self.index, param in layers:
             self.layer_name = param.name
             bottoms = self.read_bottoms(param)
@@ -291,12 +291,12 @@ class _Builder:
             known = ", ".join(self.inputs) or "none"
             self.problems.append(GraphError(f"no input blob called {', '.join(sorted(unknown))}; inputs: {known}"))
 
-    def judge_unknown(self, origins: Sequence[str]) -> None:
+    def judge_unknown(self, types: Mapping[str, str]) -> None:
         """Fields that the schema does not have: an error, or a note where they change nothing."""
         for unknown in self.source.unknown:
             inside = unknown.path.split(".", 1)[0]
-            if inside in origins or not inside.startswith(("layer[", "layers[")):
-                verdict = judge_unknown(unknown, self.context.dialect)
+            if inside in types or not inside.startswith(("layer[", "layers[")):
+                verdict = judge_unknown(unknown, self.context.dialect, types.get(inside, ""))
                 if isinstance(verdict, str):
                     self.notes.append(verdict)
                 else:

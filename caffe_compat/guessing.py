@@ -288,10 +288,15 @@ def _numbers_fit(own: Dialect, raw: _Raw, cls: type[Layer] | None) -> bool:
             return False
         name = meant if isinstance(meant, str) else meant.name
         usual = _LAYER.fields_by_number.get(part.number)
-        unknown = raw.type in own.types and (cls is None or not cls.PARAM)
+        unknown = raw.type in own.types and (cls is None or not _is_fork_param(cls.PARAM))
         if (usual is None or usual.name != name) and not unknown and (cls is None or name != cls.PARAM):
             return False
     return True
+
+
+def _is_fork_param(name: str) -> bool:
+    """Whether a field of LayerParameter is one that only forks have."""
+    return bool(name) and is_fork_field(_LAYER.fields_by_name[name])
 
 
 def _clean(tags: Tags, kind: Kind, parts: Iterable[Field], own: Dialect | None, *, foreign: bool = False) -> bool:

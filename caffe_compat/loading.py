@@ -104,7 +104,7 @@ def open_net(
     state = replace(state, dialect=guess.dialect)
     blobs = read_weights(weights) if weights is not None else carried
     upgraded = newest(_net(document), state.profile, document.map)
-    losses = [*map(str, upgraded.problems), *ignored_fields(document.map, guess.dialect)]
+    losses = [*map(str, upgraded.problems), *ignored_fields(_net(document), document.map, guess.dialect)]
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state, document.map.source)
         losses += replaced

@@ -324,6 +324,18 @@ def test_fields_of_a_fork_that_are_not_known_are_named_and_refused(tmp_path: Pat
     assert any('unknown field "seg_accuracy_param", which is one of pspnet' in str(problem) for problem in problems)
 
 
+def test_parameters_under_numbers_that_no_fork_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    net = parse_net(INPUT + 'layer { name: "u" type: "Upsample" bottom: "x" top: "y" }')
+    path.write_bytes(net.SerializeToString())
+    open_net(path, deploy=False)
+    upsample = net.layer[1].SerializeToString() + delimited(9999, number(1, 2))
+    path.write_bytes(delimited(100, net.layer[0].SerializeToString()) + delimited(100, upsample))
+    with pytest.raises(GraphError, match="field #9999 of a Upsample layer is written by no fork") as caught:
+        open_net(path, deploy=False)
+    assert "--net" in caught.value.remedy
+
+
 def test_numbers_that_the_rest_of_the_file_contradicts(tmp_path: Path) -> None:
     """A fork of PSPNet's layers with BVLC's later fields: number 143 is input_param in an Input layer."""
     path = tmp_path / "net.caffemodel"
@@ -381,9 +393,9 @@ def test_unknown_types_name_the_forks_that_have_them() -> None:
         ),
         ('type: "SoftmaxWithLoss" bottom: "l" loss_param { normalization: PRE_FIXED }', "bvlc", 'field "PRE_FIXED"'),
         (
-            'type: "BatchNorm" batch_norm_param { scale_bias: true }',
+            'type: "Accuracy" bottom: "l" accuracy_param { min_is_better: true }',
             "",
-            'unknown field "scale_bias", which is one of n',
+            '_better", which is one of caffe-w',
         ),
         ('type: "ReLU" twist_param { }', "", 'unknown field "twist_param"'),
     ],
