@@ -104,6 +104,8 @@ def _measured(what: str, before: Model, after: Model) -> str:
 
 def apart(found: Verified) -> str:
     """The numbers of a comparison, in words."""
+    if not found.relative:
+        return f"{found.compared} blobs compared on random input, all are equal"
     return (
         f"{found.compared} blobs compared on random input, largest difference {found.relative:.2g} of the blob's "
         f"largest magnitude ({found.blob}), {found.outputs:.2g} among the outputs"
@@ -121,6 +123,14 @@ def pixels_for(model: Model, extras: Extras) -> Pixels | None:
     from converters.onnx_pixels import read_pixels
 
     return read_pixels(model, extras.mean, extras.scale, extras.channel_order)
+
+
+def sentence(model: Model, extras: Extras) -> str:
+    """How an ONNX result prepares pixels, in words; "" when it does not."""
+    from converters.onnx_pixels import sentence as told
+
+    pixels = pixels_for(model, extras)
+    return told(pixels) if pixels else ""
 
 
 def license_text(extras: Extras) -> str:

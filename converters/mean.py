@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from caffe_compat.errors import ConversionError, FormatError
 from caffe_compat.reading import read_mean
 from caffe_compat.schema import pb
 from caffe_compat.writing import new_file
-from converters.convert import Report, Result
+from converters.convert import Options, Report, Result
 
 BINARY, ARRAY = ".binaryproto", ".npy"
 
@@ -53,19 +54,22 @@ def _array(path: Path) -> NDArray[Any]:
     return values
 
 
-def convert(source: Path, target: Path, force: bool = False) -> Report:
+def convert(source: Path, targets: Sequence[Path], options: Options) -> Report:
     """Write a mean image in the other format, float32: .npy as C x H x W, .binaryproto as 1 x C x H x W.
 
     Raises:
         VggcError: the source cannot be read, or the target not be written.
-        ConversionError: the target's suffix is of neither format, or it exists and `force` is off.
+        ConversionError: not one target, its suffix is of neither format, or it exists and is not to be replaced.
     """
     began = time.perf_counter()
+    if len(targets) != 1:
+        raise ConversionError("a mean image is converted to one target", where=str(source), remedy=f"name an {ARRAY}")
+    target = targets[0]
     kinds = (source.suffix.lower(), target.suffix.lower())
     if kinds[1] not in (BINARY, ARRAY):
         what = f"a mean image is written as {BINARY} or {ARRAY}"
         raise ConversionError(what, where=str(target), remedy="name the target so")
-    if target.exists() and (not force or target.samefile(source)):
+    if target.exists() and (not options.force or target.samefile(source)):
         raise ConversionError("the target exists", where=str(target), remedy="use --force, or name another")
     values = read(source)
     with new_file(target) as file:

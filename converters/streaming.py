@@ -107,6 +107,11 @@ class Target:
             raise write_failed(self.path, error) from error
         return self
 
+    @property
+    def part(self) -> Path:
+        """Where the file lies until it is renamed."""
+        return self._temporary
+
     def companion(self) -> Target:
         """Another file that belongs to this one; its `path` is to be set before this one is finished."""
         made = Target(self.path, self._progress).__enter__()

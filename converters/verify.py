@@ -217,8 +217,9 @@ def _run(made: Comparison, a: Side, b: Side, options: Options, said: list[str]) 
     names = _same_inputs(a, b, said)
     inputs, for_a, for_b = _inputs(a, b, names, options)
     ours, theirs = a.run(for_a), b.run(for_b)
-    ours = {blob: x for blob, x in ours.items() if blob not in for_a}
-    theirs = {blob: x for blob, x in theirs.items() if blob not in for_b}
+    own = theirs.keys() - for_b.keys(), ours.keys() - for_a.keys()  # what each computes, an input of the other too
+    ours = {blob: x for blob, x in ours.items() if blob not in for_a or blob in own[0]}
+    theirs = {blob: x for blob, x in theirs.items() if blob not in for_b or blob in own[1]}
     theirs = _same_outputs(a, b, ours, theirs, said)
     layers = {**a.layers, **b.layers} if b.caffe else {**b.layers, **a.layers}
     rows, only_a, only_b = _rows(ours, theirs, layers, options.tolerance)

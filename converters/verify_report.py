@@ -61,15 +61,16 @@ def as_dict(found: Comparison) -> dict[str, Any]:
     """Everything, for JSON, which has no infinities: they become strings."""
     summary = {"agrees": found.agrees, "equal_params": found.equal_params}
     ends = {name: row.name if row else None for name, row in (("first", found.first), ("worst", found.worst))}
-    made: dict[str, Any] = _plain({**summary, **ends, **asdict(found)})
+    made: dict[str, Any] = plain({**summary, **ends, **asdict(found)})
     return made
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value for JSON, which has no infinities."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

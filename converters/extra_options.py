@@ -1,0 +1,40 @@
+"""Options of `vggc convert` for what it does besides converting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = (
+    click.option("--verify", is_flag=True, help="Run source and results on the same input."),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(0),
+        help="Of --verify, relative to a blob's largest magnitude.  [default: 1e-5; 1e-2 with --fp16]",
+    ),
+    click.option("--card", is_flag=True, help="Write a model card, <result>.card.md, beside each result."),
+    click.option("--license", default="", metavar="FILE|TEXT", help="The licence for the card."),
+    click.option("--fp16", is_flag=True, help="Round kernels and matrices to float16."),
+    click.option(
+        "--fold-bn",
+        "--fold-batch-norm",
+        "fold_bn",
+        is_flag=True,
+        help="Put BatchNorm and Scale into the weights before them.",
+    ),
+    click.option("--preprocess", is_flag=True, help="Let ONNX results take pixels: uint8, N x H x W x C, RGB."),
+    click.option("--mean", default="", metavar="B,G,R|FILE", help="For --preprocess: .binaryproto, .npy or numbers."),
+    click.option("--scale", type=float, help="For --preprocess: the factor after the mean."),
+    click.option("--channel-order", type=click.Choice(["BGR", "RGB"]), help="For --preprocess: what the net takes."),
+)
+
+
+def extra_options(command: F) -> F:
+    """Add the options; a command gets them as keywords that `Extras` takes."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
