@@ -85,13 +85,35 @@ def resize(image: Image, height: int, width: int) -> Image:
     return resized.reshape(height, width, -1)
 
 
+def planes(image: Image) -> NDArray[np.uint8]:
+    """An image (H, W, C) as (C, H, W)."""
+    return np.asarray(image.transpose(2, 0, 1))
+
+
+def encode_image(image: Image, kind: str) -> bytes:
+    """An image as a file of some kind, "png", "jpg", ...
+
+    Raises:
+        FormatError: OpenCV cannot write that kind, or is not installed.
+    """
+    cv2 = opencv()
+    try:
+        done, data = cv2.imencode(f".{kind}", image)
+    except cv2.error as error:
+        raise FormatError(f'images cannot be encoded as "{kind}"', remedy="use png or jpg") from error
+    if not done:
+        raise FormatError(f'an image cannot be encoded as "{kind}"', remedy="use png or jpg")
+    encoded: bytes = data.tobytes()
+    return encoded
+
+
 def datum_image(datum: pb.Datum, color: bool | None = None) -> Planes:
     """The image of a record, (C, H, W); `color` is for encoded ones, see `decode_image`.
 
     Raises:
         FormatError: see `decode_image` and `raw_planes`.
     """
-    return decode_image(datum.data, color).transpose(2, 0, 1) if datum.encoded else raw_planes(datum)
+    return planes(decode_image(datum.data, color)) if datum.encoded else raw_planes(datum)
 
 
 def raw_planes(datum: pb.Datum) -> Planes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from caffe_compat.data.images import Planes, datum_image, read_image
+from caffe_compat.data.images import Planes, datum_image, planes, read_image
 from caffe_compat.data.lists import ImageList
 from caffe_compat.data.records import Database, Record, Records
 from caffe_compat.errors import FormatError, VggcError
@@ -118,7 +118,7 @@ class ListSource:
             image = read_image(self.find(name), self.color, self.size)
         except VggcError as error:
             raise type(error)(f'image "{name}": {error.what}', remedy=error.remedy) from error
-        return Item(image.transpose(2, 0, 1), int(self.images.labels[entry]))
+        return Item(planes(image), int(self.images.labels[entry]))
 
     def _shuffle(self) -> None:
         if self.generator is not None:
@@ -130,6 +130,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), "vggc-images")
 
 
+def begin(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    """`work(thing)` for each of them, already under way in several threads: decoding and arithmetic let others run."""
+    return _pool().map(work, things)
+
+
 def side_by_side(work: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """`[work(thing) for thing in things]` in several threads: decoding and arithmetic let others run."""
-    return list(_pool().map(work, things))
+    """`[work(thing) for thing in things]` in several threads."""
+    return list(begin(work, things))
