@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class BatchNorm(Layer):
     TYPE = "BatchNorm"
     OUTPUT_FREE = True
     PARAM = "batch_norm_param"
-    BLOBS = ("mean", "variance", "scale_factor")
+    BLOBS: ClassVar[tuple[str, ...]] = ("mean", "variance", "scale_factor")
     INPLACE = True
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
