@@ -117,9 +117,18 @@ def refused_fields(layer: Layer) -> Iterator[LayerError]:
     for path, kind, name in _fork_fields(layer.param, "", whole=alone):
         if alone:
             yield layer.error(f'unknown field "{name}" under dialect {BVLC}', field=path, remedy="remove it")
-        elif not any(f"{path}.".startswith(f"{followed}.") for followed in layer.FORK_FIELDS):
+        elif not _followed(type(layer), path):
             what = f"{layer.TYPE} does not follow {path} of {', '.join(forks_with_field(kind, name)) or 'a fork'} here"
             yield layer.error(what, field=path, remedy=REMEDY)
+
+
+def follows(kind: type[Layer], param: pb.LayerParameter) -> bool:
+    """Whether a layer of that class follows every field of a fork in `param`."""
+    return all(_followed(kind, path) for path, _, _ in _fork_fields(param, "", whole=False))
+
+
+def _followed(kind: type[Layer], path: str) -> bool:
+    return any(f"{path}.".startswith(f"{followed}.") for followed in kind.FORK_FIELDS)
 
 
 def _fork_fields(message: Any, prefix: str, *, whole: bool) -> Iterator[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from caffe_compat.dialects import (
+    BVLC,
     OURS,
     Dialect,
     FieldKind,
@@ -23,6 +24,7 @@ from caffe_compat.dialects import (
     translate,
 )
 from caffe_compat.errors import BinaryError, UnknownLayerError, Where
+from caffe_compat.fork_fields import follows
 from caffe_compat.layers.base import Context, Layer, find_layer, implementation
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap, UnknownField
@@ -162,8 +164,9 @@ def _of_layer(layer: pb.LayerParameter, facts: Sequence[Fact], where: Where) -> 
     having = [own for own in dialects().values() if _has_type(own, layer.type) and _has_facts(own, facts)]
     classes = {own.name: implementation(layer.type, own.name) for own in having if _states_required(own, layer)}
     forks = {name: cls for name, cls in classes.items() if cls is None or cls.takes(*counts)}
-    reading = {name for name, cls in forks.items() if cls is not None and params <= {cls.PARAM, *cls.FORK_FIELDS}}
-    deaf = {name for name, cls in forks.items() if cls is not None and reading} - reading
+    known = {name: own for name, cls in forks.items() if (own := cls or implementation(layer.type, BVLC)) is not None}
+    reading = {n for n, own in known.items() if params <= {own.PARAM, *own.FORK_FIELDS} and follows(own, layer)}
+    deaf = known.keys() - reading if reading else set()
     return _Evidence(layer.type, _top_fields(facts), frozenset(forks) - deaf, where, lambda _: layer)
 
 
