@@ -123,7 +123,8 @@ def raw_planes(datum: pb.Datum) -> Planes:
         FormatError: they do not fill the shape that the record states.
     """
     shape = (datum.channels, datum.height, datum.width)
-    values = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
+    data = datum.data
+    values = np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32)
     if min(shape) <= 0 or values.size != shape[0] * shape[1] * shape[2]:
         what = f"a record states shape {shape} and holds {values.size} values"
         raise FormatError(what, remedy="write the record anew; records with boxes need a layer of type AnnotatedData")

@@ -86,20 +86,25 @@ class Transform:
         Raises:
             GraphError: see `shape`.
         """
-        shape = self.shape(image.shape)
+        values: Floats = np.empty(self.shape(image.shape), np.float32)
+        self.write(image, draws, values)
+        return values
+
+    def write(self, image: Planes, draws: Sequence[int], values: Floats) -> None:
+        """As calling it, into an array of the shape that `shape` gives."""
+        _, height, width = values.shape
         part = self.part(image.shape, draws)
-        rows, columns = slice(part.top, part.top + shape[1]), slice(part.left, part.left + shape[2])
-        values: Floats = np.empty(shape, np.float32)
+        rows, columns = slice(part.top, part.top + height), slice(part.left, part.left + width)
+        target = values[:, :, ::-1] if part.mirrored else values
         if self.mean is not None:
-            np.subtract(image[:, rows, columns], self.mean[:, rows, columns], out=values)
+            np.subtract(image[:, rows, columns], self.mean[:, rows, columns], out=target)
         elif self.param.mean_value:
             mean = np.array(self.param.mean_value, np.float32).reshape(-1, 1, 1)
-            np.subtract(image[:, rows, columns], mean, out=values)
+            np.subtract(image[:, rows, columns], mean, out=target)
         else:
-            values[...] = image[:, rows, columns]
+            target[...] = image[:, rows, columns]
         if self.param.scale != 1:
-            values *= np.float32(self.param.scale)
-        return values[:, :, ::-1] if part.mirrored else values
+            target *= np.float32(self.param.scale)
 
 
 class Transform2013(Transform):

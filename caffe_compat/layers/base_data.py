@@ -157,7 +157,7 @@ class TransformedSource(ImageSource):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         images, labels = self.batch()
-        return [to_tensor(images), to_tensor(labels)][: self.tops]
+        return [to_tensor(images, copy=False), to_tensor(labels, copy=False)][: self.tops]
 
     def batch(self) -> tuple[Floats, Floats]:
         """The next images and labels."""
@@ -165,10 +165,10 @@ class TransformedSource(ImageSource):
         with self.reading():
             entries = [entry for _ in range(self.p.batch_size) for entry in self.next_entry(source)]
             draws = [self.transform.draws(self.random) for _ in entries]
-            loaded = side_by_side(lambda each: self.load(source, *each), zip(entries, draws, strict=True))
-        images, labels = zip(*loaded, strict=True)
-        self.check_shapes([image.shape for image in images])
-        return np.stack(images), np.array(labels, np.float32)
+            first = self.transformed_shape(source.load(entries[0]))
+            images = np.empty((len(entries), *first), np.float32)
+            labels = side_by_side(lambda each: self.load(source, *each), zip(entries, draws, images, strict=True))
+        return images, np.array(labels, np.float32)
 
     def next_entry(self, source: Source) -> list[Any]:
         """The next entry of this process's share."""
@@ -177,11 +177,15 @@ class TransformedSource(ImageSource):
         source.skip(self.count - self.rank - 1)
         return entry
 
-    def load(self, source: Source, entry: Any, draws: Sequence[int]) -> tuple[Floats, int]:
-        """An entry's image after the transformation, and its label."""
+    def load(self, source: Source, entry: Any, draws: Sequence[int], target: Floats) -> int:
+        """Put an entry's image after the transformation into its place; returns its label."""
         item = source.load(entry)
-        self.transformed_shape(item)
-        return self.transform(item.image, draws), item.label
+        shape = self.transformed_shape(item)
+        what = f'"{self.p.source}" has images of shape {target.shape} and {shape} in one batch'
+        remedy = "state a crop_size, resize them, or use batch_size 1"
+        self.check(shape == target.shape, what, field=f"{self.PARAM}.source", remedy=remedy)
+        self.transform.write(item.image, draws, target)
+        return item.label
 
     def running(self) -> Source:
         """The source, when all that is needed is there.
@@ -206,17 +210,10 @@ class TransformedSource(ImageSource):
     def start(self, source: Source) -> None:
         """Go to the first entry that is used."""
 
-    def check_shapes(self, shapes: Sequence[Shape]) -> None:
-        """All images of a batch have one shape."""
-        other = next((shape for shape in shapes if shape != shapes[0]), None)
-        what = f'"{self.p.source}" has images of shape {shapes[0]} and {other} in one batch'
-        remedy = "state a crop_size, resize them, or use batch_size 1"
-        self.check(other is None, what, field=f"{self.PARAM}.source", remedy=remedy)
 
-
-def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor of its own memory in torch's default type, on its default device."""
+def to_tensor(array: np.ndarray, *, copy: bool = True) -> Tensor:
+    """A tensor in torch's default type, on its default device; of its own memory, or of the array's."""
     import torch
 
-    copy: Any = np.array(array)
-    return torch.as_tensor(copy, dtype=torch.get_default_dtype())
+    values: Any = np.array(array) if copy else array
+    return torch.as_tensor(values, dtype=torch.get_default_dtype())

@@ -135,4 +135,4 @@ class Data2013(Data):
         assert self.ahead is not None
         (images, labels), self.ahead = self.ahead, None
         self.prefetch()
-        return [to_tensor(images), to_tensor(labels.reshape(-1, 1, 1, 1))]
+        return [to_tensor(images, copy=False), to_tensor(labels.reshape(-1, 1, 1, 1), copy=False)]
