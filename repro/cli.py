@@ -25,7 +25,10 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "convert": Entry("converters.commands:convert", "Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors."),
+    "convert": Entry(
+        "converters.commands:convert",
+        "Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors, or ONNX to Caffe.",
+    ),
     "data": Entry("caffe_compat.data.commands:data", "Make and look at databases of images (LMDB, LevelDB)."),
     "inspect": Entry(
         "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."

@@ -79,6 +79,7 @@ def test_goes_to_onnx(tmp_path: Path) -> None:
     path = tmp_path / "gain.onnx"
     with Target(path) as target:
         onnx_format.write(model, target, Payloads())
+        target.rename()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: DATA})
     np.testing.assert_array_equal(output, WANTED)
