@@ -8,7 +8,7 @@ finds another's weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, Value, rebuild
-from caffe_compat.layers.base import Shape
 from caffe_compat.tags import encode_varint
 from converters.half import widen
-from converters.model import Model, NamedBlob, tool_version
+from converters.model import Model, NamedBlob, blob_name, tool_version
 from converters.onnx_pixels import Pixels, prepend
 from converters.streaming import Payloads, Target
 
@@ -71,7 +70,7 @@ class Writer:
     def constant(self, value: NDArray[Any]) -> str:
         """Add a small initializer; returns its name."""
         name = self.fresh("const")
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def array(self, blob: str) -> NDArray[Any]:
@@ -123,7 +122,7 @@ def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBl
     graph = _checked(model, options)
     names = tensor_names(graph)
     model = _distinct(model, set(names.values()))
-    weights = {item.name: item for item in model.blobs()}
+    weights = {item.name: item for item in (*model.blobs(), *_reshaped(model, graph))}
     batch = batch_values(graph) if options.dynamic_batch else frozenset()
     writer = Writer(weights, options.opset, bool(batch), set(names.values()) | set(weights))
     problems = [error for node in graph.nodes if (error := _emit(node, model, names, writer))]
@@ -140,7 +139,11 @@ def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBl
 
 def _checked(model: Model, options: Options) -> Graph:
     if model.graph is None:
-        raise ConversionError("the net cannot be built, so only its weights can be converted")
+        what = "without a net only weights can be written"
+        raise ConversionError(what, where=model.weights.source, remedy="leave out --weights-only")
+    if not model.graph.outputs:
+        where = model.graph.source.source
+        raise ConversionError("the net has no outputs", where=where, remedy="let a layer's top be read by none")
     if options.opset not in OPSETS:
         what = f"opset {options.opset}; {OPSETS[0]} to {OPSETS[-1]} can be written"
         raise ConversionError(what, remedy=f"leave --opset out for {DEFAULT_OPSET}")
@@ -177,13 +180,39 @@ def _emit(node: Node, model: Model, names: Mapping[Value, str], writer: Writer) 
     if node.layer.TYPE == "Input":
         return None
     writer.enter(node.layer.name)
-    blobs = [model.name(key) for key in node.params]
+    blobs = [_weight(model, node, index) for index in range(len(node.params))]
     tops = [names[value] for value in node.tops]
     try:
         node.layer.to_onnx(writer, [names[value] for value in node.bottoms], tops, blobs)
     except VggcError as error:
         return error
     return None
+
+
+def _weight(model: Model, node: Node, index: int) -> str:
+    """The initializer of a parameter blob: the owner's, or its own when it is shared with another shape."""
+    key = node.params[index]
+    owner = model.graph.nodes[key.node] if model.graph else node
+    same = owner.blob_shapes[key.blob] == node.blob_shapes[index]
+    return model.name(key) if same else f"{node.layer.name}.{blob_name(type(node.layer), index)}"
+
+
+def _reshaped(model: Model, graph: Graph) -> Iterator[NamedBlob]:
+    """Blobs shared with another shape (share_mode: PERMISSIVE), which one initializer cannot be."""
+    for node in graph.nodes:
+        for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
+            if graph.nodes[key.node].blob_shapes[key.blob] != shape and key in model.arrays:
+                blob = replace(model.arrays[key], shape=shape)
+                yield NamedBlob(node.layer.name, index, _weight(model, node, index), shape, blob)
+
+
+def varying_values(graph: Graph) -> frozenset[Value]:
+    """Values whose sizes depend on what is fed."""
+    found: set[Value] = set()
+    for node in graph.nodes:
+        if node.layer.VARIES or found.intersection(node.bottoms):
+            found.update(node.tops)
+    return frozenset(found)
 
 
 def batch_values(graph: Graph) -> frozenset[Value]:
@@ -213,8 +242,12 @@ def _proto(
 ) -> onnx.ModelProto:
     """Put the pieces together and let onnx check them, with the weights as inputs while it looks."""
 
+    varying = varying_values(graph)
+
     def info(value: Value) -> onnx.ValueInfoProto:
-        return _info(names[value], graph.values[value], value in batch)
+        shape: list[int | str | None] = ["N", *graph.values[value][1:]] if value in batch else [*graph.values[value]]
+        shape = [None] * len(shape) if value in varying else shape
+        return helper.make_tensor_value_info(names[value], TensorProto.FLOAT, shape)
 
     inputs = [Value(blob) for blob in graph.inputs]
     outputs = [graph.last(blob) for blob in graph.outputs]
@@ -245,11 +278,6 @@ def _describe(made: onnx.ModelProto, model: Model) -> None:
     made.doc_string = f'The Caffe net "{made.graph.name}": tensors are called as its blobs, weights <layer>.<blob>.'
     about = model.metadata()
     helper.set_model_props(made, {key: about[key] for key in ("caffe_profile", "preprocessing") if key in about})
-
-
-def _info(name: str, shape: Shape, dynamic: bool) -> onnx.ValueInfoProto:
-    dims: list[int | str] = ["N", *shape[1:]] if dynamic else list(shape)
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -115,6 +115,8 @@ class Layer:
     """Its top is new memory that its own gradient does not need, so the next layer may overwrite it."""
     BACKWARD: ClassVar[bool] = True
     """Caffe has a backward pass for it."""
+    VARIES: ClassVar[bool] = False
+    """The sizes of its tops depend on what the bottoms hold, not on their sizes alone."""
 
     def __init__(
         self, param: pb.LayerParameter, context: Context, locate: Callable[[str], Where] | None = None

@@ -23,6 +23,7 @@ class Filter(Layer):
     TYPE = "Filter"
     BOTTOMS = (2, None)
     TOPS = (1, None)
+    VARIES = True
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         what = f"{self.tops} top(s) for {len(bottoms)} bottoms; the last is the selector"
