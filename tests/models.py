@@ -5,18 +5,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf import text_format
 from numpy.typing import NDArray
 
-from caffe_compat.graph import Graph, ParamKey
+from caffe_compat.graph import Graph, Node, ParamKey
 from caffe_compat.schema import pb
 
 Array = NDArray[np.float32]
 Key = tuple[str, int]
 """A parameter blob: layer and index."""
+
+FORMATS = ("safetensors", "pt", "onnx", "h5")
+"""Suffixes of files with weights that do not depend on what the file is called."""
 
 NETS = {
     "plain": """
@@ -145,8 +148,8 @@ def with_weights(net: pb.NetParameter, seed: int = 0) -> Made:
     return Made(net, arrays)
 
 
-def _positive(node: object, blob: int) -> bool:
-    return node.layer.TYPE == "BatchNorm" and blob > 0  # type: ignore[attr-defined]
+def _positive(node: Node, blob: int) -> bool:
+    return node.layer.TYPE == "BatchNorm" and blob > 0
 
 
 # -- blobs in each encoding --------------------------------------------------------------------------------
@@ -190,20 +193,25 @@ def caffemodel(model: Made, generation: str = "V2", encoding: str = "packed") ->
     text = GENERATIONS[generation] if generation != "V2" else None
     net = text_format.Parse(text, pb.NetParameter()) if text else model.net
     graph = Graph.from_net(model.net)
-    owners = {node.layer.name: [graph.nodes[key.node].layer.name for key in node.params] for node in graph.nodes}
+    blobs = {
+        node.layer.name: [
+            model.arrays[graph.nodes[key.node].layer.name, key.blob].reshape(shape)
+            for key, shape in zip(node.params, node.blob_shapes, strict=True)
+        ]
+        for node in graph.nodes
+    }
     out = pb.NetParameter(name=net.name, input=net.input, input_dim=net.input_dim).SerializeToString()
     for number, layers in ((2, net.layers), (100, net.layer)):
         for layer in layers:
-            out += delimited(number, _layer(layer, owners, model, generation, encoding))
+            out += delimited(number, _layer(layer, blobs, generation, encoding))
     return out
 
 
-def _layer(layer: object, owners: Mapping[str, list[str]], model: Made, generation: str, encoding: str) -> bytes:
-    name = layer.layer.name if generation == "V0" else layer.name  # type: ignore[attr-defined]
+def _layer(layer: Any, arrays: Mapping[str, list[Array]], generation: str, encoding: str) -> bytes:
+    name = layer.layer.name if generation == "V0" else layer.name
     number = {"V0": 50, "V1": 6, "V2": 7}[generation]
     blobs = b""
-    for index, owner in enumerate(owners.get(name, ())):
-        values = model.arrays[owner, index]
+    for values in arrays.get(name, ()):
         head = pb.BlobProto()
         if generation == "V2":
             head.shape.dim.extend(values.shape)
@@ -211,10 +219,10 @@ def _layer(layer: object, owners: Mapping[str, list[str]], model: Made, generati
             head.num, head.channels, head.height, head.width = (1,) * (4 - values.ndim) + values.shape
         blobs += delimited(number, ENCODINGS[encoding](values, head))
     if generation == "V0":
-        inner = layer.layer.SerializeToString() + blobs  # type: ignore[attr-defined]
-        rest = pb.V1LayerParameter(bottom=layer.bottom, top=layer.top)  # type: ignore[attr-defined]
+        inner = layer.layer.SerializeToString() + blobs
+        rest = pb.V1LayerParameter(bottom=layer.bottom, top=layer.top)
         return delimited(1, inner) + rest.SerializeToString()
-    return layer.SerializeToString() + blobs  # type: ignore[attr-defined,no-any-return]
+    return layer.SerializeToString() + blobs
 
 
 def delimited(number: int, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import caffe_compat as cc
 from caffe_compat.graph import Graph
 from caffe_compat.weight_files import read_weights
-from converters.convert import FORMATS, Options, convert
+from converters.convert import Options, convert
 from tests import models
 from tests.converters.engines import in_torch, inputs
 
@@ -89,9 +89,9 @@ def test_a_detour_changes_no_byte(name: str, first: str, tmp_path: Path) -> None
     """caffemodel -> X -> every format gives what caffemodel -> every format gives."""
     source = tmp_path / "m.caffemodel"
     models.write(source, name)
-    straight = [tmp_path / f"straight.{suffix}" for suffix in FORMATS]
+    straight = [tmp_path / f"straight.{suffix}" for suffix in models.FORMATS]
     convert(source, straight)
-    detour = [tmp_path / f"detour.{suffix}" for suffix in FORMATS]
+    detour = [tmp_path / f"detour.{suffix}" for suffix in models.FORMATS]
     convert(tmp_path / f"straight.{first}", detour, Options(net=source.with_suffix(".prototxt")))
     for one, other in zip(straight, detour, strict=True):
         assert one.read_bytes() == other.read_bytes(), other.name

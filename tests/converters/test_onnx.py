@@ -195,3 +195,64 @@ def test_replacing_leaves_no_moment_with_a_model_and_another_models_data(
     convert(source, [tmp_path / "m.onnx"], Options(force=True))
     check(seen[0], want[1])
     check(seen[1], want[0])
+
+
+# -- nets that are hard to say in ONNX ---------------------------------------------------------------------
+
+
+def of_text(text: str, tmp_path: Path) -> tuple[Path, Path]:
+    net = text_format.Parse(text, pb.NetParameter())
+    (tmp_path / "m.caffemodel").write_bytes(models.caffemodel(models.with_weights(net)))
+    targets = tmp_path / "m.safetensors", tmp_path / "m.onnx"
+    convert(tmp_path / "m.caffemodel", targets)
+    return targets
+
+
+def test_a_blob_shared_with_another_shape(tmp_path: Path) -> None:
+    shared = 'param { name: "w" share_mode: PERMISSIVE } inner_product_param { bias_term: false num_output:'
+    text = f"""
+        layer {{ name: "a" type: "Input" top: "a" input_param {{ shape {{ dim: 2 dim: 6 }} }} }}
+        layer {{ name: "b" type: "Input" top: "b" input_param {{ shape {{ dim: 2 dim: 4 }} }} }}
+        layer {{ name: "one" type: "InnerProduct" bottom: "a" top: "one" {shared} 2 }} }}
+        layer {{ name: "two" type: "InnerProduct" bottom: "b" top: "two" {shared} 3 }} }}
+    """
+    weights, model = of_text(text, tmp_path)
+    arrays = inputs({"a": (2, 6), "b": (2, 4)})
+    check(in_ort(model, arrays), in_torch(weights, arrays))
+
+
+def test_sizes_that_depend_on_values_are_open(tmp_path: Path) -> None:
+    text = """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 3 } } }
+        layer { name: "keep" type: "Input" top: "keep" input_param { shape { dim: 4 dim: 1 } } }
+        layer { name: "gate" type: "Filter" bottom: "x" bottom: "keep" top: "kept" }
+        layer { name: "ip" type: "InnerProduct" bottom: "kept" top: "ip" inner_product_param { num_output: 2 } }
+    """
+    weights, model = of_text(text, tmp_path)
+    (output,) = onnx.load(model).graph.output
+    assert [dim.WhichOneof("value") for dim in output.type.tensor_type.shape.dim] == [None, None]
+    for keep in ([1, 0, 1, 1], [0, 0, 1, 0]):
+        arrays = inputs({"x": (4, 3)}) | {"keep": np.array(keep, np.float32).reshape(4, 1)}
+        check(in_ort(model, arrays), in_torch(weights, arrays))
+
+
+def test_blobs_without_axes(tmp_path: Path) -> None:
+    text = """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 3 } } }
+        layer { name: "sum" type: "Reduction" bottom: "x" top: "sum" reduction_param { coeff: 0.5 } }
+        layer { name: "exp" type: "Exp" bottom: "sum" top: "exp" exp_param { scale: 0.1 } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 2 } }
+    """
+    weights, model = of_text(text, tmp_path)
+    arrays = inputs({"x": (4, 3)})
+    check(in_ort(model, arrays), in_torch(weights, arrays))
+
+
+def test_a_net_without_outputs_is_refused(tmp_path: Path) -> None:
+    text = """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 3 } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 2 } }
+        layer { name: "hush" type: "Silence" bottom: "ip" }
+    """
+    with pytest.raises(ConversionError, match="no outputs"):
+        of_text(text, tmp_path)
