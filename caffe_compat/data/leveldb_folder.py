@@ -73,9 +73,13 @@ class LevelDatabase:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         with reading(self.path):
-            walk = self._open[0].iterator(verify_checksums=True, fill_cache=False)
+            # Not `iterator`, which ends without an error where a table cannot be read.
+            walk = self._open[0].raw_iterator(verify_checksums=True, fill_cache=False)
             self._open.append(walk)
-            yield from walk
+            walk.seek_to_first()
+            while walk.valid():
+                yield walk.key(), walk.value()
+                walk.next()
             self._open.remove(walk)
             walk.close()
 

@@ -98,7 +98,9 @@ class LmdbDatabase:
         try:
             meta = Meta(*_META.unpack_from(self.data, offset))
         except error:
-            raise BinaryError("this is no LMDB database", where=Where(self.file, offset=offset)) from None
+            raise BinaryError(
+                "this is no LMDB database", where=Where(self.file, offset=offset), remedy=_DAMAGED
+            ) from None
         if meta.magic != MAGIC:
             raise BinaryError("this is no LMDB database", where=Where(self.file, offset=offset), remedy=_DAMAGED)
         if meta.version != VERSION:

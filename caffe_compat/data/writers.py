@@ -74,8 +74,9 @@ class LevelWriter:
             self.database = self.library.DB(str(path), create_if_missing=True, **OPTIONS)
 
     def last_key(self) -> bytes | None:
-        with writing(self.path, self.library), self.database.iterator(reverse=True, include_value=False) as keys:
-            return next(keys, None)
+        with writing(self.path, self.library), self.database.raw_iterator() as walk:
+            walk.seek_to_last()
+            return bytes(walk.key()) if walk.valid() else None
 
     def put(self, records: Pairs) -> None:
         with writing(self.path, self.library), self.database.write_batch(sync=True) as batch:
