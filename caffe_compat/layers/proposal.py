@@ -152,25 +152,12 @@ class ProposalLayer(Proposals):
     RATIOS = (0.5, 1.0, 2.0)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
-        stated = self._read_text()
+        stated = read_text(self, ("feat_stride",), ("scales",))
         self.stride = int(stated["feat_stride"][0])
         self.anchors = anchors(16, self.RATIOS, stated.get("scales", [8, 16, 32]))
         self.before, self.after = (6000, 300) if self.phase == "TEST" else (12000, 2000)
         self.threshold = 0.7
         self.check_bottoms(bottoms)
-
-    def _read_text(self) -> dict[str, list[float]]:
-        text = self.p.param_str
-        entries = {key: re.findall(r"[-+.\w]+", value) for key, value in ENTRY.findall(text)}
-        rest = ENTRY.sub("", text).translate(str.maketrans("", "", "{},")).strip()
-        numbers = {key: [float(v) for v in values if _is_number(v)] for key, values in entries.items()}
-        what = f'param_str "{text}" is not feat_stride and scales'
-        known = not rest and numbers.keys() <= {"feat_stride", "scales"} and "feat_stride" in numbers
-        whole = all(numbers[key] and len(numbers[key]) == len(entries[key]) for key in entries)
-        positive = all(value > 0 for values in numbers.values() for value in values)
-        remedy = "state \"'feat_stride': 16\", or write a layer of your own under another name"
-        self.check(known and whole and positive, what, field="python_param.param_str", remedy=remedy)
-        return numbers
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         self.check_bottoms(bottoms)
@@ -182,6 +169,25 @@ class ProposalLayer(Proposals):
 
     def finish(self, rois: Floats, scores: Floats) -> list[Floats]:
         return [rois, scores[:, None]]
+
+
+def read_text(layer: Layer, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[float]]:
+    """The positive numbers of a param_str, a YAML or Python mapping; a single one is a list as well.
+
+    Raises:
+        LayerError: it is no such mapping, lacks one of the `required` keys or has others than these and `optional`.
+    """
+    text = layer.p.param_str
+    entries = {key: re.findall(r"[-+.\w]+", value) for key, value in ENTRY.findall(text)}
+    rest = ENTRY.sub("", text).translate(str.maketrans("", "", "{},")).strip()
+    numbers = {key: [float(v) for v in values if _is_number(v)] for key, values in entries.items()}
+    what = f'param_str "{text}" is not {" and ".join([*required, *optional])}'
+    known = not rest and set(required) <= numbers.keys() <= {*required, *optional}
+    whole = all(numbers[key] and len(numbers[key]) == len(entries[key]) for key in entries)
+    positive = all(value > 0 for values in numbers.values() for value in values)
+    remedy = f"state \"'{required[0]}': 16\", or write a layer of your own under another name"
+    layer.check(known and whole and positive, what, field="python_param.param_str", remedy=remedy)
+    return numbers
 
 
 def _is_number(text: str) -> bool:
