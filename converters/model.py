@@ -97,11 +97,13 @@ def _unbound(weights: Weights) -> Iterator[NamedBlob]:
 def _places(layer: LayerBlobs) -> list[tuple[int, str]]:
     """(index, name) of each blob of a layer in a file.
 
-    A name that is a word tells its place when it has the same one in all layer types with the words given.
+    A name that is a word tells its place when it has the same one in all of Caffe's own layer types with the words
+    given, or else in all of the forks'.
     """
     names = layer.names or tuple(map(str, range(len(layer.blobs))))
     words = {name for name in names if not is_index(name)}
-    able = [cls.BLOBS for _kind, _scope, cls in registered() if words <= set(cls.BLOBS)] if words else []
+    known = [cls for _kind, _scope, cls in registered() if words and words <= set(cls.BLOBS)]
+    able = [cls.BLOBS for cls in known if not cls.DIALECTS] or [cls.BLOBS for cls in known]
     found = []
     for name in names:
         places = {blobs.index(name) for blobs in able if name in words} or {int(name) if is_index(name) else -1}
