@@ -86,12 +86,12 @@ class _Unknown(Python):
         for field in ("module", "layer"):
             what = f"python_param.{field} is not stated"
             self.check(self.has(field), what, field="python_param", remedy="name the module and the class")
-        raise self.error(
-            f"{name} is Python code, which is not run because a net names it",
-            field="python_param.layer",
-            remedy=f'write a Layer in torch under @caffe_compat.register_layer("{name}"), or give '
-            f"python_layers=FOLDER when FOLDER/{module.replace('.', '/')}.py is pycaffe code that you trust",
-        )
+        own = f"give python_layers=FOLDER when FOLDER/{module.replace('.', '/')}.py is pycaffe code that you trust"
+        layer = f'write a Layer in torch under @caffe_compat.register_layer("{name}"), or {own}'
+        tops = ", ".join(param.top)
+        source = f"if it reads data, replace it by an Input layer with top {tops}; or {own}"
+        what = f"{name} is Python code, which is not run because a net names it"
+        raise self.error(what, field="python_param.layer", remedy=layer if param.bottom else source)
 
 
 def _full_name(param: pb.LayerParameter) -> str:

@@ -391,3 +391,10 @@ def test_errors_while_it_runs_name_the_layer(folder: Path) -> None:
     tops = it.layer.forward([x], [])
     with pytest.raises(LayerError, match=r'layer "it": backward of py_example\.Varying raised NotImplementedError'):
         tops[0].sum().backward()
+
+
+def test_what_may_read_data_is_told_to_become_an_input() -> None:
+    fields = 'type: "Python" python_param { module: "voc_layers" layer: "VOCSegDataLayer" }'
+    with pytest.raises(LayerError, match="replace it by an Input layer with top out0, out1") as caught:
+        lone(fields, tops=2)
+    assert "VOCSegDataLayer is Python code" in caught.value.what
