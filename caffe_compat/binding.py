@@ -86,7 +86,8 @@ def bind(graph: Graph, weights: Weights, *, strict: bool = True) -> Bound:
 def _absent(graph: Graph, weights: Weights, name: str) -> WeightsError:
     where = graph.layer(name).layer.where()
     what = f"{weights.source or 'the weights'} has no weights for it"
-    return WeightsError(what, where=where, remedy="give the weights of this net, or bind with strict off")
+    remedy = "give the weights of this net (in Python, strict=False keeps its fillers' values)"
+    return WeightsError(what, where=where, remedy=remedy)
 
 
 @dataclass
