@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from caffe_compat.upgrade import Upgraded, upgrade_net
 from tests.parity.cases import Case, Folders
 from tests.parity.compare import Comparison, comparing
 from tests.parity.nets import errors_in
-from tests.parity.zoo_inputs import trials, with_inputs
+from tests.parity.zoo_inputs import Shape, Trial, asked_shapes, trials, with_inputs
 
 WANTED = 0.85
 COMMON = 3
@@ -78,34 +78,50 @@ def build(path: Path) -> Outcome:
         upgraded = upgrade_net(net, document.map)
     except VggcError as error:
         return Outcome(path, tuple(errors_in(error)))
-    return Outcome(path, best(path, document, upgraded))
+    context = Context(dialect=guess_net(upgraded.net, document.map, upgraded.origins).dialect, folder=str(path.parent))
+    return Outcome(path, Candidate(document, upgraded, context).problems())
 
 
-def best(path: Path, document: Document, upgraded: Upgraded) -> tuple[VggcError, ...]:
-    """The fewest problems at any shapes of the inputs; no more are tried when some do not depend on them."""
-    dialect = guess_net(upgraded.net, document.map, upgraded.origins).dialect
-    found: list[tuple[VggcError, ...]] = []
-    for trial in islice(trials(upgraded.net), MAX_TRIALS):
-        net = with_inputs(upgraded, trial)
-        runs = [attempt(path, document, net, phase, dialect) for phase in PHASES]
-        found.append(merged([run for run in runs if not lacks_data(run)] or runs))
-        if not found[-1] or (len(found) == 2 and same(*found)):
-            break
-    return min(found, key=len)
+@dataclass(frozen=True)
+class Candidate:
+    """A net whose inputs are to be found."""
+
+    document: Document
+    upgraded: Upgraded
+    context: Context
+
+    def problems(self) -> tuple[VggcError, ...]:
+        """The fewest at any shapes of the inputs; no more are tried when some do not depend on them."""
+        found = []
+        for trial in islice(trials(self.upgraded.net), MAX_TRIALS):
+            problems, shapes = self.run(trial)
+            asked = asked_shapes(self.upgraded.net, shapes) if problems else {}
+            if asked:
+                problems = min(problems, self.run(replace(trial, asked=asked))[0], key=len)
+            found.append(problems)
+            if not problems or (len(found) == 2 and same(*found)):
+                break
+        return min(found, key=len)
+
+    def run(self, trial: Trial) -> tuple[tuple[VggcError, ...], Mapping[str, Shape]]:
+        """Problems in the phases that the net is for, and the shapes that are known."""
+        net = with_inputs(self.upgraded, trial)
+        graphs = [self.graph(net, phase) for phase in PHASES]
+        if all(map(lacks_data, graphs)):
+            stages = {stage for layer in net.net.layer for rule in layer.include for stage in rule.stage}
+            graphs = [self.graph(net, phase, sorted(stages)) for phase in PHASES]
+        meant = [graph for graph in graphs if not lacks_data(graph)] or graphs
+        problems = {str(error): error for graph in meant for error in graph.problems}
+        return tuple(problems.values()), dict(item for graph in meant for item in graph.shapes.items())
+
+    def graph(self, net: Upgraded, phase: str, stages: Sequence[str] = ()) -> Graph:
+        context = replace(self.context, phase=phase)
+        return Graph.from_upgraded(net, context, stages=stages, source=self.document.map, collect=True)
 
 
-def attempt(path: Path, document: Document, net: Upgraded, phase: str, dialect: str) -> tuple[VggcError, ...]:
-    context = Context(phase, dialect=dialect, folder=str(path.parent))
-    return Graph.from_upgraded(net, context, source=document.map, collect=True).problems
-
-
-def lacks_data(problems: Iterable[VggcError]) -> bool:
+def lacks_data(graph: Graph) -> bool:
     """Whether the net is for the other phase alone: a blob is not made in this one."""
-    return any(error.what.endswith("is not a blob so far") for error in problems)
-
-
-def merged(runs: Iterable[tuple[VggcError, ...]]) -> tuple[VggcError, ...]:
-    return tuple({str(error): error for run in runs for error in run}.values())
+    return any(error.what.endswith("is not a blob so far") for error in graph.problems)
 
 
 def same(one: Iterable[VggcError], other: Iterable[VggcError]) -> bool:

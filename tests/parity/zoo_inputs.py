@@ -2,59 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from caffe_compat.schema import pb
 from caffe_compat.upgrade import Upgraded
 
 Shape = tuple[int, ...]
 
-KEPT = frozenset({"DummyData", "MemoryData", "Parameter"})
+KEPT = frozenset({"ContinuationIndicator", "DummyData", "MemoryData", "Parameter"})
 """Layers without bottoms that state the shapes of their tops."""
 BATCH = 2
-SIDES = (224, 227, 300, 32, 28, 64, 321, 512, 48, 12, 256, 128)
+REGIONS = 8
+SIDES = (224, 227, 299, 300, 32, 28, 64, 321, 416, 512, 331, 48, 12, 256, 128)
 """Heights and widths of images tried when the net states none."""
-SIDE = 0
-"""Stands for the height or width of the images."""
+SIDE, EACH = 0, -1
+"""Stand for the height or width of the images, and for the items of a batch."""
 SHAPES: dict[str, Shape] = {
-    "bbox_inside_weights": (8, 84),
-    "bbox_outside_weights": (8, 84),
-    "bbox_targets": (8, 84),
-    "gt_boxes": (8, 5),
+    "bbox_inside_weights": (REGIONS, 84),
+    "bbox_outside_weights": (REGIONS, 84),
+    "bbox_targets": (REGIONS, 84),
+    "gt_boxes": (REGIONS, 5),
     "im_info": (1, 3),
-    "rois": (8, 5),
+    "image_sizes": (1, 2),
+    "rois": (REGIONS, 5),
+    "rpn_bbox_pred": (1, 36, 14, 14),
+    "rpn_cls_prob_reshape": (1, 18, 14, 14),
 }
 """Usual shapes of blobs beside the images."""
-LABELS: tuple[Shape, ...] = ((BATCH,), (BATCH, 1, SIDE, SIDE), (1, 1, 8, 8), (BATCH, 1, 1, 1), (BATCH, 3, SIDE, SIDE))
+OF_ONE_IMAGE = frozenset({"gt_boxes", "rois"})
+"""Blobs that stand beside a single image or few; the labels then are of regions."""
+LABELS: tuple[Shape, ...] = ((EACH,), (EACH, 1, SIDE, SIDE), (1, 1, 8, 8), (EACH, 1, 1, 1), (EACH, 3, SIDE, SIDE))
 """Shapes tried for other blobs; items of eight numbers are the boxes of detection data."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the inputs of a net may look like."""
+    """What the inputs of a net may look like.
+
+    Attributes:
+        side, channels, batch: of the images.
+        label: shape of other blobs.
+        asked: blob -> the shape that the layers which read it ask for.
+    """
 
     side: int
     channels: int
-    label: Shape
+    batch: int = BATCH
+    label: Shape = LABELS[0]
+    asked: Mapping[str, Shape] = field(default_factory=dict)
 
-    def shape(self, blob: str, position: int) -> Shape:
+    def shape(self, layer: pb.LayerParameter, position: int) -> Shape:
         """The shape of a top, by its name and place."""
-        image = (BATCH, self.channels, self.side, self.side)
-        wanted = SHAPES.get(blob, image if position == 0 else self.label)
-        return tuple(size or self.side for size in wanted)
+        blob, images = layer.top[position], (EACH, self.channels, SIDE, SIDE)
+        few = OF_ONE_IMAGE.intersection(layer.top)
+        label = (REGIONS,) if few and blob == "labels" else self.label
+        wanted = self.asked.get(blob) or SHAPES.get(blob) or (images if position == 0 else label)
+        known = {SIDE: self.side, EACH: 1 if few else self.batch}
+        return tuple(known.get(size, size) for size in wanted)
 
 
 def trials(net: pb.NetParameter) -> Iterator[Trial]:
     """What to try, the likeliest first; the second differs from the first in all, to tell what depends on shapes."""
-    sides = stated_sides(net) or SIDES
-    first = Trial(sides[0], 3, LABELS[0])
-    yield first
+    sides, batch, channels = stated_sides(net) or SIDES, stated_batch(net), stated_channels(net)
+    first = channels[0] if channels else 3
+    yield Trial(sides[0], first, batch)
     if any(map(is_source, net.layer)):
-        yield Trial(sides[-1] + 32 * (len(sides) == 1), 1, LABELS[1])
+        yield Trial(sides[-1] + 32 * (len(sides) == 1), 4 - first, BATCH + 1, LABELS[1])
         for label in LABELS:
             for side in sides:
-                yield from (Trial(side, channels, label) for channels in (3, 1, 2, 6))
+                yield from (Trial(side, count, batch, label) for count in channels or (3, 1, 2, 6))
 
 
 def stated_sides(net: pb.NetParameter) -> Sequence[int]:
@@ -64,6 +81,49 @@ def stated_sides(net: pb.NetParameter) -> Sequence[int]:
         transform, image = layer.transform_param, layer.image_data_param
         found += [transform.crop_size, transform.resize_param.height, image.new_height]
     return tuple(dict.fromkeys(size for size in found if size))
+
+
+def stated_batch(net: pb.NetParameter) -> int:
+    """The first batch size that a data layer states."""
+    messages = ("data_param", "hdf5_data_param", "image_data_param", "video_data_param")
+    sizes = [getattr(layer, name).batch_size for layer in net.layer for name in messages]
+    return next((size for size in sizes if size), BATCH)
+
+
+def stated_channels(net: pb.NetParameter) -> Sequence[int]:
+    """Channels of videos: those of each frame of each segment."""
+    found = []
+    for layer in net.layer:
+        video = layer.video_data_param
+        if layer.type == "VideoData" and video.HasField("num_segments"):
+            frame = 3 if video.modality == pb.VideoDataParameter.RGB else 2
+            found.append(frame * video.new_length * video.num_segments)
+    return found
+
+
+def asked_shapes(net: pb.NetParameter, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of source blobs by what reads them: as much as a Slice cuts, or as a loss compares them with.
+
+    Args:
+        net: the net.
+        shapes: of the blobs that could be built.
+    """
+    sources = {top for layer in net.layer if is_source(layer) for top in layer.top[1:]}
+    found: dict[str, Shape] = {}
+    for layer in net.layer:
+        for position, blob in enumerate(layer.bottom):
+            shape = asked_by(layer, position, shapes)
+            if blob in sources and shape:
+                found.setdefault(blob, shape)
+    return found
+
+
+def asked_by(layer: pb.LayerParameter, position: int, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape that one layer asks for; () when it does not tell."""
+    if layer.type == "Slice" and layer.slice_param.axis == 1:
+        points = layer.slice_param.slice_point
+        return (EACH, points[-1] + 1 if points else len(layer.top))
+    return shapes.get(layer.bottom[0], ()) if position == 1 and layer.type.endswith("Loss") else ()
 
 
 def is_source(layer: pb.LayerParameter) -> bool:
@@ -88,6 +148,6 @@ def with_inputs(upgraded: Upgraded, trial: Trial) -> Upgraded:
 def make_input(layer: pb.LayerParameter, trial: Trial) -> None:
     """Make an Input layer of a data source, in place."""
     kept = pb.LayerParameter(name=layer.name, type="Input", top=layer.top, include=layer.include, exclude=layer.exclude)
-    for position, top in enumerate(layer.top):
-        kept.input_param.shape.add(dim=trial.shape(top, position))
+    for position in range(len(layer.top)):
+        kept.input_param.shape.add(dim=trial.shape(layer, position))
     layer.CopyFrom(kept)
