@@ -9,12 +9,13 @@ import pytest
 
 from caffe_compat.errors import LayerError
 from caffe_compat.layers.base import Context, Layer
-from caffe_compat.layers.files import inner_file, inner_path, read_blob, replacing
+from caffe_compat.layers.files import inner_file, inner_name, inner_path, own_path, read_blob, replacing
 from caffe_compat.schema import pb
 
 
-def layer(folder: Path) -> Layer:
-    return Layer(pb.LayerParameter(name="it"), Context(folder=str(folder)))
+def layer(folder: Path, *data_folders: Path) -> Layer:
+    state = {"data_folders": tuple(map(str, data_folders))}
+    return Layer(pb.LayerParameter(name="it"), Context(folder=str(folder), state=state))
 
 
 @pytest.mark.parametrize("name", ["a", "b/../a", "./a", "sub/a"])
@@ -44,6 +45,41 @@ def test_links_do_not_lead_outside(tmp_path: Path) -> None:
     (tmp_path / "inner" / "link").symlink_to(tmp_path / "outer")
     with pytest.raises(LayerError, match="outside the folder"):
         inner_path(layer(tmp_path / "inner"), "link", "f")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The net's folder and two data folders; "both" lies in all of them."""
+    found = tmp_path / "net", tmp_path / "one", tmp_path / "two"
+    for folder in found:
+        folder.mkdir()
+        (folder / "both").touch()
+        (folder / folder.name).touch()
+    return found
+
+
+def test_data_folders_come_first_and_in_their_order(folders: tuple[Path, Path, Path]) -> None:
+    net, one, two = folders
+    for name, home in (("both", two), ("one", one), ("net", net), ("../two/both", two), (str(one / "both"), one)):
+        assert inner_path(layer(net, two, one), name, "f") == home / Path(name).name
+    assert inner_path(layer(net, one), "none", "f") == net / "none"
+    assert inner_name(layer(net, one), str(one)) == one
+    for name in ("../x", str(two / "both"), "../one/../two/both"):
+        with pytest.raises(LayerError, match=r"outside the folder .*--data-folder"):
+            inner_path(layer(net, one), name, "f")
+
+
+def test_links_lead_out_of_data_folders(folders: tuple[Path, Path, Path]) -> None:
+    net, one, two = folders
+    (one / "link").symlink_to(two)
+    assert inner_path(layer(net, one), "link/both", "f") == one / "link" / "both"
+
+
+def test_nothing_is_written_into_data_folders(folders: tuple[Path, Path, Path]) -> None:
+    net, one, _ = folders
+    assert own_path(layer(net, one), "one", "f") == net / "one"
+    with pytest.raises(LayerError, match="outside the folder"):
+        own_path(layer(net, one), str(one / "one"), "f")
 
 
 @pytest.mark.parametrize("field", ["data", "double_data"])
