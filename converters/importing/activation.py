@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,16 @@ def plain(b: Builder, op: Op) -> list[Value]:
 def leaky_relu(b: Builder, op: Op) -> list[Value]:
     """x or alpha x."""
     return [b.one(op, "ReLU", [b.read(op, 0)], negative_slope=op.get("alpha", 0.01))]
+
+
+@rule("Greater")
+def greater(b: Builder, op: Op) -> list[Value]:
+    """1 above a constant number, else 0."""
+    limit = b.weights(op, 1, "threshold")
+    fits = limit.size == 1 and limit.ndim <= len(b.raw(op, 0).shape)
+    refuse_unless(fits, op, f"{limit.size} thresholds", "compare with one number")
+    made = b.one(op, "Threshold", [b.read(op, 0)], threshold=float(limit.reshape(-1)[0]))
+    return [replace(made, integer=True)]
 
 
 @rule("Elu")

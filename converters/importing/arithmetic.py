@@ -169,17 +169,14 @@ def _prefix(small: Shape, large: Shape) -> int | None:
 
 def _spread(b: Builder, op: Op, kind: str, left: Value, right: Value) -> Value:
     """A product (Scale) or sum (Bias) of two shapes of which one is repeated over the other."""
+    from converters.importing.shaping import reshape
+
     if left.shape == right.shape:
         return b.one(op, "Eltwise", [left, right], operation=PROD if kind == "Scale" else None)
     for large, small in ((left, right), (right, left)):
         met = _prefix(small.shape, large.shape)
         if met is not None:
-            dims = [0] * min(met, 1) + list(small.shape[1:met])
-            flat = (
-                b.one(op, "Reshape", [small], suffix="operand", shape={"dim": dims})
-                if met < len(small.shape)
-                else small
-            )
+            flat = reshape(b, op, small, small.shape[:met], "operand")
             return b.one(op, kind, [large, flat], axis=0)
     shape = _common(op, left.shape, right.shape)
     return _spread(b, op, kind, repeated(b, op, left, shape), repeated(b, op, right, shape))

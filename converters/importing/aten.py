@@ -86,6 +86,7 @@ class _Tracer:
         self.ops: list[Op] = []
         self.refs: dict[Node, Any] = {}
         self.shapes: dict[str, Shape] = {}
+        self.integers: set[str] = set()
         self._taken: set[str] = set()
         self._node: Node | None = None
 
@@ -101,7 +102,7 @@ class _Tracer:
         outputs = self._outputs()
         source = f"{SOURCE}: {type(self.module).__name__}"
         ops = tuple(replace(op, source=source) for op in self.ops)
-        return Program(self.name, source, inputs, outputs, ops, self.constants)
+        return Program(self.name, source, inputs, outputs, ops, self.constants, frozenset(self.integers))
 
     # -- what goes in and out ------------------------------------------------------------------------------
 
@@ -116,6 +117,8 @@ class _Tracer:
             if target is None:
                 self.refs[node] = self._fresh(node.name)
                 inputs[self.refs[node]] = tuple(int(size) for size in node.meta["val"].shape)
+                if not node.meta["val"].dtype.is_floating_point:
+                    self.integers.add(self.refs[node])
             else:
                 self.refs[node] = self._fresh(target)
                 found = self.exported.state_dict.get(target, self.exported.constants.get(target))

@@ -283,6 +283,13 @@ def _select(t: Tracer, a: Arguments) -> Any:
     return t.op("Gather", [a["self"], t.constant(a["index"], np.int64)], axis=a["dim"])
 
 
+def _index(t: Tracer, a: Arguments) -> Any:
+    given = [(axis, each) for axis, each in enumerate(a["indices"]) if each is not None]
+    if len(given) != 1:
+        raise _refuse(t, "indexing by several tensors", "index one axis at a time")
+    return t.op("Gather", [a["self"], given[0][1]], axis=given[0][0])
+
+
 def _expand(t: Tracer, a: Arguments) -> Any:
     return t.op("Expand", [a["self"], t.constant(t.result() or (), np.int64)])
 
@@ -408,6 +415,7 @@ TABLE: Mapping[str, Mapped] = {
     "chunk": _split,
     "slice": _slice,
     "select": _select,
+    "index": _index,
     "expand": _expand,
     "repeat": _repeat,
     "pad": _pad,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,6 @@ import numpy as np
 from caffe_compat.errors import ConversionError, Where
 from caffe_compat.layers.base import Context, Layer, find_layer
 from caffe_compat.schema import pb
-from caffe_compat.weights import Blob, LayerBlobs, Weights
 from converters.importing.folding import Folder
 from converters.importing.options import ImportOptions
 from converters.importing.program import Array, Op, Program, Shape
@@ -29,6 +29,9 @@ class Value:
         pads: zeros (before, after) along each axis that are not in the blob yet; () for none.
         positive: no value is below 0.
         integer: the source takes the values as whole numbers.
+        cut: fractions are dropped in the source, but still there in the blob.
+        tensor: the constant's name in the source.
+        origin: the weight that the constant was made of, alone.
     """
 
     shape: Shape
@@ -37,6 +40,9 @@ class Value:
     pads: tuple[tuple[int, int], ...] = ()
     positive: bool = False
     integer: bool = False
+    cut: bool = False
+    tensor: str = ""
+    origin: str = ""
 
     @property
     def sizes(self) -> Shape:
@@ -61,6 +67,11 @@ class Made:
     blobs: list[Array] = field(default_factory=list)
 
 
+BLOBS = ("weight", "bias", "mean", "variance")
+"""What weights are called after their layer's name and a dot."""
+WEIGHTED = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", "PRelu", "Sub")
+"""Operators whose constants are weights."""
+NUMBERED = re.compile(r"(.+)_[0-9]+")
 _ALWAYS_POSITIVE = ("Sigmoid", "Softmax", "AbsVal", "Exp", "BNLL")
 _KEEP_SIGN = ("Pooling", "Concat", "Slice", "Reshape", "Flatten", "Permute", "Tile", "Split", "Eltwise")
 
@@ -77,7 +88,9 @@ class Builder:
 
     def __init__(self, program: Program, options: ImportOptions) -> None:
         self.program, self.options = program, options
-        self.values = {name: Value(array.shape, array=array) for name, array in program.constants.items()}
+        self.values = {
+            name: Value(array.shape, array=array, tensor=name, origin=name) for name, array in program.constants.items()
+        }
         self.notes: list[str] = []
         self.losses: list[str] = list(program.notes)
         self.folder = Folder()
@@ -87,10 +100,11 @@ class Builder:
         self.context = Context()
         self._reads = program.reads()
         self._names: set[str] = set()
+        self._nodes = frozenset(op.name for op in program.ops)
+        self._constants: dict[str, Made] = {}
         self._blobs: set[str] = set(program.inputs) | {name for op in program.ops for name in op.outputs}
         self._op = Op("", "", (), ())
         self._first = 0
-        self._results: set[str] = set()
         for name, shape in program.inputs.items():
             if self._reads[name]:
                 self._input(name, shape)
@@ -121,13 +135,23 @@ class Builder:
         if value.integer:
             raise op.refuse("it works on whole numbers, which Caffe's blobs are not", "cut the model before this node")
         if value.array is not None:
-            (made,) = self.layer(op, "Parameter", [], [floats(op, value.array)], "constant", shape={"dim": value.shape})
-            return replace(made, positive=bool((value.array >= 0).all()))
+            return self._parameter(op, value, value.array)
         if value.pads:
             from converters.importing.padding import put_pads
 
             return put_pads(self, op, value)
         return value
+
+    def _parameter(self, op: Op, value: Value, array: Array) -> Value:
+        """A constant as the blob of a Parameter layer, which is made once."""
+        if value.tensor not in self._constants:
+            self.layer(op, "Parameter", [], [floats(op, array)], name=value.tensor, shape={"dim": value.shape})
+            made = self.layers[-1]
+            if value.tensor and value.tensor not in self.tops():
+                self._rename(made.param.top[0], value.tensor)
+            self._constants[value.tensor or made.param.name] = made
+        made = self._constants[value.tensor] if value.tensor else self.layers[-1]
+        return Value(value.shape, made.param.top[0], positive=bool((array >= 0).all()))
 
     def constant(self, op: Op, index: int, what: str) -> Array:
         """An input that has to be a constant.
@@ -179,10 +203,9 @@ class Builder:
 
     def again(self, made: Made) -> Value:
         """Add a layer that was taken back, as it is now."""
-        param = made.param
-        param.name = self.unique(param.name)
-        param.top[:] = [self.fresh_blob(param.name)]
-        return self._add(param, made.bottoms, made.blobs)[0]
+        made.param.name = self.unique(made.param.name)
+        self._blobs.update(made.param.top)
+        return self._add(made.param, made.bottoms, made.blobs)[0]
 
     def _add(self, param: pb.LayerParameter, bottoms: Sequence[Value], blobs: Sequence[Array]) -> list[Value]:
         param.bottom[:] = [value.blob for value in bottoms]
@@ -229,6 +252,7 @@ class Builder:
                 del self.layers[position]
                 self._first -= position < self._first
                 self._names.discard(made.param.name)
+                self._blobs.discard(value.blob)
                 return made
         return None
 
@@ -238,9 +262,14 @@ class Builder:
         """What the layers of an operator are called: as the weights or the node are, else as the tensor."""
         if op.layer:
             return op.layer
-        weights = [name for name in op.used()[1:2] if name in self.program.constants and name.endswith(".weight")]
-        name = weights[0].removesuffix(".weight") if weights else op.name.removesuffix(f"/{op.kind}")
-        return name.strip("/") or next((output for output in op.outputs if output), op.kind).strip("/") or op.kind
+        given = [self.values[name] for name in op.used() if name in self.values] if op.kind in WEIGHTED else []
+        origins = [value.origin.rpartition(".") for value in given]
+        stems = [stem for stem, _, last in origins if stem and last in BLOBS]
+        name, numbered = op.name, NUMBERED.fullmatch(op.name)
+        while numbered and numbered[1] in self._nodes:  # one of several nodes of a layer
+            name, numbered = numbered[1], NUMBERED.fullmatch(numbered[1])
+        candidates = (*stems, name.removesuffix(f"/{op.kind}"), *op.outputs)
+        return next((found for each in candidates if (found := each.strip("/"))), op.kind)
 
     def unique(self, name: str) -> str:
         """A layer name that no other has."""
@@ -264,6 +293,10 @@ class Builder:
             if value.blob and self._rename(value.blob, name):
                 self.values[name] = replace(value, blob=name)
                 self.readers[name] = self._reads[name]
+                continue
+            self._blobs.discard(name)
+            if value.array is not None:
+                self.values[name] = replace(value, tensor=name)
             else:
                 self.values[name] = value
                 self.readers[value.blob] += self._reads[name] - 1  # the same blob under another name
@@ -273,54 +306,27 @@ class Builder:
         own = self.layers[self._first :]
         if not any(old in made.param.top for made in own):
             return False
-        for made in own:
+        self.rename(old, new)
+        return True
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a blob in all layers."""
+        for made in self.layers:
             for names in (made.param.bottom, made.param.top):
-                names[:] = [new if name == old else name for name in names]
+                if old in names:
+                    names[:] = [new if name == old else name for name in names]
             made.bottoms = [replace(value, blob=new) if value.blob == old else value for value in made.bottoms]
         self._blobs.discard(old)
         self._blobs.add(new)
-        return True
 
     def forget(self, value: Value) -> None:
         """One reader less: it needed the shape only."""
         if value.blob:
             self.readers[value.blob] -= 1
 
-    # -- the end -------------------------------------------------------------------------------------------
-
-    def finish(self) -> tuple[pb.NetParameter, Weights]:
-        """The net, in which exactly the program's outputs are left unread, and its weights."""
-        self._outputs()
-        self._silence()
-        net = pb.NetParameter(name=self.program.name)
-        net.layer.extend(made.param for made in self.layers)
-        layers = [LayerBlobs(made.param.name, tuple(map(_blob, made.blobs)), made.param.type) for made in self.layers]
-        return net, Weights(tuple(layers), self.program.source)
-
-    def _outputs(self) -> None:
-        read = {blob for made in self.layers for blob in made.param.bottom}
-        for name in self.program.outputs:
-            op = Op("Identity", name, (name,), (name,), source=self.program.source)
-            self.enter(op)
-            value = self.blob(op, self.values[name])
-            made = any(name in each.param.top for each in self.layers)
-            if (value.blob == name and name not in read) or (not made and self._rename(value.blob, name)):
-                self._results.add(name)
-                continue
-            free = self.fresh_blob(f"{name}_output") if made else name
-            self._rename(self.one(op, "Split", [value], suffix="output").blob, free)
-            self._results.add(free)
-            if made:
-                self.notes.append(f'output "{name}" is read inside the net as well; as an output it is called "{free}"')
-
-    def _silence(self) -> None:
-        """Unused tops go to a Silence layer, as they would be outputs."""
-        read = {blob for made in self.layers for blob in made.param.bottom}
-        tops = [top for made in self.layers for top in made.param.top]
-        unused = [top for top in tops if top not in read and top not in self._results]
-        if unused:
-            param = pb.LayerParameter(name=self.unique("unused"), type="Silence", bottom=unused)
-            self.layers.append(Made(param, []))
+    def tops(self) -> set[str]:
+        """All blobs so far."""
+        return {top for made in self.layers for top in made.param.top}
 
 
 class Unmade(ConversionError):
@@ -374,7 +380,3 @@ def floats(op: Op, array: Array) -> Array:
     if array.dtype.kind not in "iub" or (made.astype(array.dtype) != array).any():
         raise op.refuse(f"a constant of {array.dtype}, which float32 cannot hold", "export it with float32 constants")
     return made
-
-
-def _blob(array: Array) -> Blob:
-    return Blob(tuple(array.shape), array.reshape(-1))

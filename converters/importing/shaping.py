@@ -37,7 +37,11 @@ def cast(b: Builder, op: Op) -> list[Value]:
     kind = TYPES.get(op.get("to"))
     refuse_unless(kind in (np.float32, np.int64, np.int32), op, f"to type {op.get('to')}", "keep to float32")
     x = b.raw(op, 0)
-    return [replace(x, integer=kind is not np.float32)] if not x.pads else [b.blob(op, x)]
+    if kind is np.float32:
+        refuse_unless(not x.cut, op, "fractions are dropped before it", "no layer does that: keep to float32")
+        return [replace(x, integer=False)]
+    x = x if x.integer else replace(b.blob(op, x), cut=True)
+    return [replace(x, integer=True)]
 
 
 # -- shapes ------------------------------------------------------------------------------------------------

@@ -16,11 +16,14 @@ from caffe_compat.schema import pb
 from caffe_compat.weights import Weights
 from converters.importing.builder import Builder, Unmade, Value
 from converters.importing.options import ImportOptions
+from converters.importing.outputs import finish
 from converters.importing.program import Op, Program, Shape
 
 Rule = Callable[[Builder, Op], Sequence[Value]]
 R = TypeVar("R", bound=Rule)
 
+UNKNOWN = (-1,)
+"""The shape of what could not be made and of which the source says none."""
 _RULES: dict[str, Rule] = {}
 GROUPS = (
     "activation",
@@ -111,7 +114,7 @@ def translate(program: Program, options: ImportOptions | None = None) -> Importe
             values = _unknown(op)
         builder.leave(op, values)
     raise_all(problems)
-    net, weights = builder.finish()
+    net, weights = finish(builder)
     losses = tuple(dict.fromkeys(builder.losses))
     return Imported(net, weights, tuple(dict.fromkeys([*losses, *builder.notes])), losses)
 
@@ -125,7 +128,7 @@ def _run(builder: Builder, op: Op) -> Sequence[Value]:
     if op.kind not in rules():
         what, remedy = REASONS.get(op.kind, ("no layer of Caffe computes it", "cut the model before it, or replace it"))
         raise op.refuse(what, remedy)
-    if any(value is not None and value.array is None and not value.blob for value in inputs):
+    if any(value is not None and value.shape == UNKNOWN for value in inputs):
         raise Unmade
     values = rules()[op.kind](builder, op)
     _check(op, values)
@@ -142,11 +145,17 @@ def _folded(builder: Builder, op: Op, inputs: Sequence[Value | None]) -> list[Va
     if any(value is not None and value.array is None for value in inputs):
         return None
     made = builder.folder.fold(op, [None if value is None else value.array for value in inputs])
-    return None if made is None else [Value(array.shape, array=array) for array in made]
+    origins = {value.origin for value in inputs if value is not None and value.origin and _is_float(value)}
+    origin = origins.pop() if len(origins) == 1 else ""
+    return None if made is None else [Value(array.shape, array=array, origin=origin) for array in made]
+
+
+def _is_float(value: Value) -> bool:
+    return value.array is not None and value.array.dtype.kind == "f"
 
 
 def _known(value: Value) -> Shape:
-    if value.array is None and not value.blob and not value.shape:
+    if value.shape == UNKNOWN:
         raise Unmade
     return value.shape
 
@@ -160,9 +169,9 @@ def _check(op: Op, values: Sequence[Value]) -> None:
 
 
 def _unknown(op: Op) -> list[Value]:
-    """Stand-ins for outputs that could not be made."""
+    """Stand-ins for outputs that could not be made, so that rules can judge what reads them."""
     shapes = [*op.shapes, *[None] * len(op.outputs)]
-    return [Value(shape or ()) for _, shape in zip(op.outputs, shapes, strict=False)]
+    return [Value(UNKNOWN if shape is None else shape) for _, shape in zip(op.outputs, shapes, strict=False)]
 
 
 def refuse_unless(ok: bool, op: Op, what: str, remedy: str) -> None:
