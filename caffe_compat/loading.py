@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.binding import Bound, bind
 from caffe_compat.deploy import deploy as make_deploy
-from caffe_compat.errors import FormatError, GraphError, VggcError, in_file, raise_all
-from caffe_compat.fork_fields import ignored_fields
+from caffe_compat.errors import FormatError, GraphError, Problems, UpgradeError, VggcError, in_file, raise_all
+from caffe_compat.fork_fields import ignored_fields, judge_unknown
 from caffe_compat.graph import Graph, newest
 from caffe_compat.guessing import Guess, guess_net, told
 from caffe_compat.layers.base import Context
@@ -103,7 +103,7 @@ def open_net(
     guess = document.guess or told(state.dialect) or guess_net(_net(document), document.map)
     state = replace(state, dialect=guess.dialect)
     blobs = read_weights(weights) if weights is not None else carried
-    upgraded = newest(_net(document), state.profile, document.map)
+    upgraded = _upgraded(document, state)
     losses = [*map(str, upgraded.problems), *ignored_fields(_net(document), document.map, guess.dialect)]
     if carried is not None if deploy is None else deploy:
         upgraded, replaced = _deployed(upgraded, blobs, state, document.map.source)
@@ -124,6 +124,35 @@ def open_net(
     graph = replace(graph, notes=notes, problems=(*doubts, *graph.problems))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
     return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses), guess)
+
+
+def _upgraded(document: Document, state: State) -> Upgraded:
+    """The net in the newest generation; what keeps it from that is told with the fields that are not known."""
+    try:
+        return newest(_with_shapes(_net(document), state.input_shapes), state.profile, document.map)
+    except (GraphError, Problems, UpgradeError) as error:
+        judged = (judge_unknown(unknown, state.dialect) for unknown in document.map.unknown)
+        raise_all(
+            [
+                *(error.errors if isinstance(error, Problems) else [error]),
+                *(verdict for verdict in judged if isinstance(verdict, VggcError)),
+            ]
+        )
+        raise
+
+
+def _with_shapes(net: pb.NetParameter, given: Mapping[str, Sequence[int]] | None) -> pb.NetParameter:
+    """The net; a copy with the shapes given for inputs of which it only states the names."""
+    if not given or net.input_dim or net.input_shape or not given.keys() >= set(net.input):
+        return net
+    shaped = pb.NetParameter()
+    shaped.CopyFrom(net)
+    shapes = [given[name] for name in net.input]
+    if all(len(shape) == 4 for shape in shapes):  # the only field that a V0 net may have
+        shaped.input_dim.extend(int(size) for shape in shapes for size in shape)
+    else:
+        shaped.input_shape.extend(pb.BlobShape(dim=shape) for shape in shapes)
+    return shaped
 
 
 def _context(path: Path, state: State) -> Context:

@@ -20,7 +20,7 @@ from caffe_compat.upgrade import Upgraded, upgrade_net
 from tests.parity.cases import Case, Folders
 from tests.parity.compare import Comparison, comparing
 from tests.parity.nets import errors_in
-from tests.parity.zoo_inputs import Shape, Trial, asked_shapes, trials, with_inputs
+from tests.parity.zoo_inputs import Shape, Trial, asked_shapes, trials, with_inputs, with_names
 
 WANTED = 0.85
 COMMON = 3
@@ -75,7 +75,7 @@ def build(path: Path) -> Outcome:
     if not isinstance(net, pb.NetParameter) or not (net.layer or net.layers):
         return Outcome(path, is_net=False)
     try:
-        upgraded = upgrade_net(net, document.map)
+        upgraded = with_names(upgrade_net(net, document.map), net)
     except VggcError as error:
         return Outcome(path, tuple(errors_in(error)))
     context = Context(dialect=guess_net(upgraded.net, document.map, upgraded.origins).dialect, folder=str(path.parent))

@@ -10,7 +10,7 @@ from caffe_compat.upgrade import Upgraded
 
 Shape = tuple[int, ...]
 
-KEPT = frozenset({"ContinuationIndicator", "DummyData", "MemoryData", "Parameter"})
+KEPT = frozenset({"ContinuationIndicator", "DummyData", "Parameter"})
 """Layers without bottoms that state the shapes of their tops."""
 BATCH = 2
 REGIONS = 8
@@ -30,10 +30,14 @@ SHAPES: dict[str, Shape] = {
     "rpn_cls_prob_reshape": (1, 18, 14, 14),
 }
 """Usual shapes of blobs beside the images."""
+OF_TYPES: dict[str, Shape] = {"AnnotatedData": (1, 1, 8, 8)}
+"""Usual shapes of the blobs after the first, by layer type."""
 OF_ONE_IMAGE = frozenset({"gt_boxes", "rois"})
 """Blobs that stand beside a single image or few; the labels then are of regions."""
 LABELS: tuple[Shape, ...] = ((EACH,), (EACH, 1, SIDE, SIDE), (1, 1, 8, 8), (EACH, 1, 1, 1), (EACH, 3, SIDE, SIDE))
 """Shapes tried for other blobs; items of eight numbers are the boxes of detection data."""
+COMPARED = {"SmoothL1Loss": 4}
+"""Bottoms that a loss compares with its first, where these are more than two."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Trial:
         """The shape of a top, by its name and place."""
         blob, images = layer.top[position], (EACH, self.channels, SIDE, SIDE)
         few = OF_ONE_IMAGE.intersection(layer.top)
-        label = (REGIONS,) if few and blob == "labels" else self.label
-        wanted = self.asked.get(blob) or SHAPES.get(blob) or (images if position == 0 else label)
+        label = (REGIONS,) if few and blob == "labels" else OF_TYPES.get(layer.type, self.label)
+        stated = stated_shape(layer) if position == 0 else ()
+        wanted = stated or self.asked.get(blob) or SHAPES.get(blob) or (label if position else images)
         known = {SIDE: self.side, EACH: 1 if few else self.batch}
         return tuple(known.get(size, size) for size in wanted)
 
@@ -90,6 +95,13 @@ def stated_batch(net: pb.NetParameter) -> int:
     return next((size for size in sizes if size), BATCH)
 
 
+def stated_shape(layer: pb.LayerParameter) -> Shape:
+    """The shape of its first top that a MemoryData layer states."""
+    memory = layer.memory_data_param
+    stated = (memory.batch_size, memory.channels, memory.height, memory.width)
+    return stated if layer.type == "MemoryData" and all(stated) else ()
+
+
 def stated_channels(net: pb.NetParameter) -> Sequence[int]:
     """Channels of videos: those of each frame of each segment."""
     found = []
@@ -108,7 +120,8 @@ def asked_shapes(net: pb.NetParameter, shapes: Mapping[str, Shape]) -> dict[str,
         net: the net.
         shapes: of the blobs that could be built.
     """
-    sources = {top for layer in net.layer if is_source(layer) for top in layer.top[1:]}
+    tops = [list(layer.top) for layer in net.layer if is_source(layer)]
+    sources = {top for own in tops for top in own if top not in own[:1] or "label" in top}
     found: dict[str, Shape] = {}
     for layer in net.layer:
         for position, blob in enumerate(layer.bottom):
@@ -123,7 +136,8 @@ def asked_by(layer: pb.LayerParameter, position: int, shapes: Mapping[str, Shape
     if layer.type == "Slice" and layer.slice_param.axis == 1:
         points = layer.slice_param.slice_point
         return (EACH, points[-1] + 1 if points else len(layer.top))
-    return shapes.get(layer.bottom[0], ()) if position == 1 and layer.type.endswith("Loss") else ()
+    compared = 0 < position < COMPARED.get(layer.type, 2) and layer.type.endswith("Loss")
+    return shapes.get(layer.bottom[0], ()) if compared else ()
 
 
 def is_source(layer: pb.LayerParameter) -> bool:
@@ -131,6 +145,14 @@ def is_source(layer: pb.LayerParameter) -> bool:
     if layer.type == "Input":
         return not layer.input_param.shape
     return not layer.bottom and bool(layer.top) and layer.type not in KEPT
+
+
+def with_names(upgraded: Upgraded, old: pb.NetParameter) -> Upgraded:
+    """The net with an Input layer for the inputs of which `old`, its original, only states the names."""
+    if not old.input or old.input_dim or old.input_shape:
+        return upgraded
+    net = pb.NetParameter(layer=[pb.LayerParameter(name="input", type="Input", top=old.input), *upgraded.net.layer])
+    return replace(upgraded, net=net, origins=("", *upgraded.origins))
 
 
 def with_inputs(upgraded: Upgraded, trial: Trial) -> Upgraded:
