@@ -14,6 +14,7 @@ import pytest
 
 from caffe_compat.support import markdown
 from repro.demo import write_model
+from tests.caffe_compat.data.folders import images, png
 from tests.shared import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -24,10 +25,13 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with what `make demo` leaves behind, and the nets."""
+    """A working folder with what `make demo` leaves behind, the nets, and photos of two classes."""
     path = tmp_path_factory.mktemp("readme")
     (path / "demo").mkdir()
     write_model(path / "demo" / "digits.caffemodel")
+    for index, picture in enumerate(images(4, 3, 40, 30)):
+        (path / "photos" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        (path / "photos" / "ab"[index % 2] / f"{index}.png").write_bytes(png(picture))
     shutil.copytree(ROOT / "prototxt", path / "prototxt")
     return path
 
