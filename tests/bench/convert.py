@@ -1,10 +1,16 @@
-"""`python -m tests.bench.convert`: a 528 MiB caffemodel to each format, against copying and hashing the same file."""
+"""`python -m tests.bench.convert`: a 528 MiB caffemodel to each format, against copying and hashing the same file.
+
+Peers do what they can with the same file: protobuf parses it, OpenCV 4 loads it and runs it. OpenCV is installed into
+./bench/opencv4 the first time; without a network it is left out.
+"""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +25,20 @@ from caffe_compat.schema import pb
 net = pb.NetParameter.FromString(open(sys.argv[1], "rb").read())
 [np.array(blob.data, np.float32) for layer in net.layers for blob in layer.blobs]
 """
+OPENCV = """
+import sys, numpy as np, cv2
+net = cv2.dnn.readNetFromCaffe(sys.argv[2], sys.argv[1])
+if len(sys.argv) > 3:
+    net.setInput(np.zeros((1, 3, 224, 224), np.float32))
+    net.forward()
+"""
+ONNX_RUNTIME = """
+import sys, numpy as np, onnxruntime as ort
+session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+session.run(None, {"data": np.zeros((1, 3, 224, 224), np.float32)})
+"""
+PEERS = Path("bench")
+Job = Callable[[], Run]
 
 
 def main() -> None:
@@ -29,26 +49,51 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "vgg16.caffemodel"
         vgg16.write(source)
-        print(
-            f"source: {source.stat().st_size / 2**20:.0f} MiB, generation V1; {options.repeats} runs each, interleaved"
-        )
-        report(collect(jobs(source), options.repeats))
+        size = source.stat().st_size / 2**20
+        print(f"source: {size:.0f} MiB, generation V1; {options.repeats} runs each, interleaved")
+        report(collect({**jobs(source), **peers(source)}, options.repeats))
 
 
-def jobs(source: Path) -> Mapping[str, Callable[[], Run]]:
-    """Name -> one measured run; each removes what it wrote."""
+def jobs(source: Path) -> Mapping[str, Job]:
+    """Name -> one measured run; each removes what it wrote. The limit comes first."""
     vggc = str(Path(sys.executable).with_name("vggc"))
-    made: dict[str, Callable[[], Run]] = {
+    made: dict[str, Job] = {
         "limit: cp + sync + sha256sum": lambda: _writing(["sh", "-c", LIMIT, str(source)], source.with_name("copy"))
     }
     for name in FORMATS:
         target = source.with_name(f"out.{name}")
         made[f"vggc convert -> {name}"] = lambda target=target: _writing([vggc, "convert", str(source)], target)  # type: ignore[misc]
-    made["peer: protobuf parse + np.array, nothing written"] = lambda: run(
-        [sys.executable, "-c", PROTOBUF, str(source)]
-    )
     made["vggc --help"] = lambda: run([vggc, "--help"])
+    onnx = source.with_name("kept.onnx")
+    run([vggc, "convert", str(source), str(onnx)])
+    made["the .onnx: ONNX Runtime, load + forward"] = lambda: run([sys.executable, "-c", ONNX_RUNTIME, str(onnx)])
     return made
+
+
+def peers(source: Path) -> Mapping[str, Job]:
+    """What others do with the file; nothing is written."""
+    made: dict[str, Job] = {
+        "peer: protobuf parse + np.array": lambda: run([sys.executable, "-c", PROTOBUF, str(source)])
+    }
+    if python := opencv():
+        command = [python, "-c", OPENCV, str(source), str(source.with_suffix(".prototxt"))]
+        made["peer: OpenCV 4, load"] = lambda: run(command)
+        made["peer: OpenCV 4, load + forward"] = lambda: run([*command, "forward"])
+    return made
+
+
+def opencv() -> str:
+    """The interpreter of an environment with OpenCV 4, whose successor reads no Caffe nets; "" without one."""
+    folder = PEERS / "opencv4"
+    python = str((folder / "bin" / "python").absolute())
+    if not folder.exists() or subprocess.run([python, "-c", "import cv2"], capture_output=True, check=False).returncode:
+        venv.create(folder, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "install", "-qq", "opencv-python-headless<5"]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"OpenCV 4 is left out, it cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+            return ""
+    return python
 
 
 def _writing(command: list[str], target: Path) -> Run:
@@ -58,7 +103,7 @@ def _writing(command: list[str], target: Path) -> Run:
     return result
 
 
-def collect(work: Mapping[str, Callable[[], Run]], repeats: int) -> Mapping[str, list[Run]]:
+def collect(work: Mapping[str, Job], repeats: int) -> Mapping[str, list[Run]]:
     """Run everything `repeats` times, one round after the other, after one round to warm up."""
     runs: dict[str, list[Run]] = {name: [] for name in work}
     for index in range(repeats + 1):
@@ -70,15 +115,13 @@ def collect(work: Mapping[str, Callable[[], Run]], repeats: int) -> Mapping[str,
 
 
 def report(runs: Mapping[str, list[Run]]) -> None:
-    """One line each: median and fastest wall time, ratio to the limit, peak memory."""
+    """One line each: median and fastest wall time, ratio to the limit, processor time, peak memory."""
     limit = median(next(iter(runs.values())))
-    print(f"{'':50} {'median s':>9} {'min s':>7} {'x limit':>8} {'anon MiB':>9} {'mapped MiB':>11}")
+    print(f"{'':42}{'median s':>9}{'min s':>8}{'x limit':>9}{'cpu s':>8}{'anon MiB':>10}{'mapped MiB':>12}")
     for name, each in runs.items():
-        anonymous, mapped = max(r.anonymous for r in each), max(r.mapped for r in each)
-        fastest = min(r.seconds for r in each)
-        print(
-            f"{name:50} {median(each):9.2f} {fastest:7.2f} {median(each) / limit:8.2f} {anonymous:9.0f} {mapped:11.0f}"
-        )
+        seconds, cpu = min(r.seconds for r in each), min(r.cpu for r in each)
+        memory = f"{max(r.anonymous for r in each):10.0f}{max(r.mapped for r in each):12.0f}"
+        print(f"{name:42}{median(each):9.2f}{seconds:8.2f}{median(each) / limit:9.2f}{cpu:8.2f}{memory}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from google.protobuf import text_format
 
 from caffe_compat.schema import pb
 
@@ -25,9 +26,12 @@ def varint(value: int) -> bytes:
 
 
 def write(path: Path) -> None:
-    """Write the model, a layer at a time."""
+    """Write the model, a layer at a time, and its net beside it as prototxt."""
     generator = np.random.default_rng(0)
     head = pb.NetParameter(name="VGG_ILSVRC_16_layers", input=["data"], input_dim=[10, 3, 224, 224])
+    net = pb.NetParameter(layers=[layer for layer, _ in layers()])
+    net.MergeFrom(head)
+    path.with_suffix(".prototxt").write_text(text_format.MessageToString(net))
     with path.open("wb") as file:
         file.write(head.SerializeToString())
         for layer, shapes in layers():
