@@ -126,7 +126,7 @@ class TransformedSource(ImageSource):
         with self.reading():
             self.source = self.open_source()
             if self.source is not None:
-                self.first = self.source.load(self.source.peek())
+                self.first = self.first_item(self.source)
         share: tuple[int, int] = self.context.state.get("share", (0, 1))
         self.rank, self.count = share if self.phase == "TRAIN" else (0, 1)
         self.random = draw_from(generator(self.seed, self.name, "transform", str(self.rank)))
@@ -136,6 +136,10 @@ class TransformedSource(ImageSource):
     def open_source(self) -> Source | None:
         """The source at its beginning; None when it is not there or the net may not read it."""
         raise NotImplementedError(self.TYPE)
+
+    def first_item(self, source: Source) -> Item | None:
+        """The first image; None to believe what the net states."""
+        return source.load(source.peek())
 
     def declared_shape(self) -> Shape:
         """`image_shape` as far as the net states it."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from caffe_compat.data.lists import read_list
 from caffe_compat.data.random_numbers import generator
-from caffe_compat.data.sources import ListSource, Source
+from caffe_compat.data.sources import Item, ListSource, Source
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.base_data import TransformedSource
-from caffe_compat.layers.files import inner_file, inner_path
+from caffe_compat.layers.files import inner_file, inner_name, inner_path
 
 SOURCE = "image_data_param.source"
 
@@ -22,7 +22,8 @@ class ImageData(TransformedSource):
     A file's name is `root_folder` and what the line has, one after the other without a slash between. Images are
     decoded to three channels (BGR), or to one with is_color: false, and resized to new_height x new_width where stated.
     `shuffle` puts them into another order for every round; at the start rand_skip of them at most are left out.
-    Without the list H and W are `crop_size`, else new_height and new_width. Source: image_data_layer.cpp.
+    Without the list, or its first image, H and W are `crop_size`, else new_height and new_width.
+    Source: image_data_layer.cpp.
     """
 
     TYPE = "ImageData"
@@ -50,6 +51,14 @@ class ImageData(TransformedSource):
             size=(self.p.new_height, self.p.new_width),
             shuffle=generator(self.seed, self.name, "shuffle") if self.p.shuffle else None,
         )
+
+    def first_item(self, source: Source) -> Item | None:
+        """The first image; None when it is not there, as in a net that came without its images, and the net states a
+        size."""
+        assert isinstance(source, ListSource)
+        name = source.images.names[source.peek()]
+        stated = self.param.transform_param.crop_size or self.p.new_height
+        return None if stated and inner_name(self, self.p.root_folder + name) is None else super().first_item(source)
 
     def _find(self, name: str) -> Path:
         root: str = self.p.root_folder

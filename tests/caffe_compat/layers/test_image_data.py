@@ -111,6 +111,16 @@ def test_a_crop_larger_than_the_images(folder: Path) -> None:
         source(folder, "", "crop_size: 6")
 
 
+def test_a_net_that_came_without_its_images(folder: Path) -> None:
+    (folder / "list.txt").write_text("/images/a.jpg 0\n")
+    it = source(folder, 'root_folder: "/home/x"', "crop_size: 4")
+    assert it.top_shapes == [(2, 3, 4, 4), (2,)]
+    with pytest.raises(LayerError, match=r'image "/images/a\.jpg": "/home/x/images/a\.jpg" is outside the folder'):
+        forward(it, [])
+    with pytest.raises(LayerError, match="outside the folder"):
+        source(folder, 'root_folder: "/home/x"')
+
+
 def test_a_list_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     net = tmp_path_factory.mktemp("net") / "net.prototxt"
     text = 'type: "ImageData" top: "data" top: "label" image_data_param { source: "list.txt" batch_size: 1 }'
