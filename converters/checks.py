@@ -172,7 +172,7 @@ def summary(ours: Any, theirs: Any, tolerance: float) -> Verified:
     from converters.verify import Options, compare
 
     found = compare(ours, theirs, Options(tolerance=tolerance))
-    relative = {row.name: row.difference.relative if row.difference else float("inf") for row in found.blobs}
+    relative = {row.name: row.beyond for row in found.blobs}
     blob = max(relative, key=lambda name: relative[name], default="")
     ends = [relative[name] for name in ours.outputs if name in relative]
     first = found.first.name if found.first else ""

@@ -6,19 +6,29 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from caffe_compat.commands import dialect_option
 from caffe_compat.errors import one_line
 from caffe_compat.loading import State
-from converters.convert import FORMATS, Options, Report
+from converters.convert import FORMATS, Options, Report, Result
 from converters.convert import convert as run_convert
+from converters.downgrade import GENERATIONS
+from converters.extra_options import extra_options
+from converters.extras import Extras, apart
+from converters.importing.options import REWRITES
+from converters.mean import convert as convert_mean
+from converters.mean import is_mean
 from converters.names import SCHEMES
 from converters.streaming import Progress
+from converters.verify_report import plain
 
+DIFFERS = 3
+"""Exit code when a result is not the same model as its source."""
 LARGE = 64 << 20
 """Bytes from which a progress bar is worth it."""
 
@@ -40,7 +50,7 @@ shapes_option = click.option(
 )
 
 
-@click.command(short_help="Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors.")
+@click.command(short_help="Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors, or ONNX to Caffe.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("targets", metavar="[DST...]", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--to", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="Write <stem>.<FMT> beside SRC.")
@@ -54,6 +64,21 @@ shapes_option = click.option(
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @dialect_option
 @click.option("--weights-only", is_flag=True, help="Convert the weights of a net that cannot be built.")
+@click.option(
+    "--generation",
+    type=click.Choice(GENERATIONS),
+    default="V2",
+    show_default=True,
+    help="Of .caffemodel and .prototxt results.",
+)
+@click.option(
+    "--pool-rewrite",
+    type=click.Choice(REWRITES),
+    default="refuse",
+    show_default=True,
+    help="Where pooling of an ONNX model rounds down.",
+)
+@extra_options
 @click.option("--strict", is_flag=True, help="Refuse what would be dropped, replaced or cast.")
 @click.option("--force", is_flag=True, help="Replace targets that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -69,21 +94,31 @@ def convert(
     profile: str,
     dialect: str,
     weights_only: bool,
+    generation: str,
+    pool_rewrite: str,
     strict: bool,
     force: bool,
     as_json: bool,
-) -> None:
-    """Convert SRC to every DST (.safetensors, .pt, .onnx, .h5).
+    **extras: Any,
+) -> int:
+    """Convert SRC to every DST (.safetensors, .pt, .onnx, .h5, .py, .caffemodel, .prototxt).
 
-    SRC is a .caffemodel of any generation or a .safetensors that carries its net; with --net or --weights-only also
-    an .h5 or .pt. With SRC alone, <stem>.safetensors is written beside it. Data and loss layers are replaced by inputs
-    and a Softmax, and the summary says so. Either all targets are written or none.
+    SRC is a .caffemodel of any generation, a .safetensors that carries its net, or an .onnx, which becomes a net that
+    computes the same or is refused; with --net or --weights-only also an .h5 or .pt. With SRC alone,
+    <stem>.safetensors is written beside it. Data and loss layers are replaced by inputs and a Softmax, and the summary
+    says so. Either all targets are written or none.
     """
     state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
-    options = Options(net, names, opset, not static_batch, strict, force, weights_only, state)
-    with _bars(source, quiet=as_json) as bars:
-        report = run_convert(source, _targets(source, targets, formats), options, bars)
-    click.echo(json.dumps(asdict(report), indent=2) if as_json else _summary(report))
+    how = Options(net, names, opset, not static_batch, strict, force, weights_only, generation, state=state)
+    asked = Extras(**{name: value for name, value in extras.items() if value is not None})
+    options = replace(how, pool_rewrite=pool_rewrite, fold_batch_norm=asked.fold_bn, extras=asked)
+    if is_mean(source):
+        report = convert_mean(source, targets, options)
+    else:
+        with _bars(source, quiet=as_json) as bars:
+            report = run_convert(source, _targets(source, targets, formats), options, bars)
+    click.echo(json.dumps(plain(asdict(report)), indent=2) if as_json else _summary(report))
+    return 0 if all(result.verified is None or result.verified.agrees for result in report.results) else DIFFERS
 
 
 def _targets(source: Path, targets: tuple[Path, ...], formats: tuple[str, ...]) -> list[Path]:
@@ -124,5 +159,17 @@ def _summary(report: Report) -> str:
     for result in report.results:
         lines.append(f"wrote {result.path} ({result.format}) in {result.seconds:.2f} s")
         lines.append(f"  {result.bytes:,} bytes, sha256 {result.sha256}")
+        lines += _checks(result)
+    lines += [f"wrote {card}" for card in report.cards]
     lines.append(f"done in {report.seconds:.2f} s")
     return "\n".join(map(one_line, lines))
+
+
+def _checks(result: Result) -> list[str]:
+    """What was found when the result was read back, and when it was run."""
+    found = result.verified
+    lines = [f"  weights: {result.equal_blobs} parameter blobs are bit-equal"] if result.equal_blobs else []
+    if found:
+        verdict = "agrees" if found.agrees else f"DIFFERS, first in blob {found.first}"
+        lines.append(f"  {verdict}: {apart(found)}; allowed: {found.tolerance:g}")
+    return lines

@@ -18,6 +18,9 @@ from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
 from converters import names as naming
+from converters.card import check_cards, write_cards
+from converters.checks import Verified, equal_blobs, verified
+from converters.extras import Extras, check_extras, license_text, pixels_for, sentence, transformed
 from converters.model import Model
 from converters.streaming import Payloads, Progress, Target
 
@@ -36,7 +39,10 @@ class Options:
         strict: refuse whatever would otherwise be dropped, replaced or cast with a note.
         force: replace targets that exist.
         weights_only: convert the weights of a net that cannot be built (unknown layers).
+        generation: of .caffemodel and .prototxt results, "V2", "V1" or "V0".
+        pool_rewrite, fold_batch_norm: how an ONNX model becomes a net, see importing.options.
         state: phase, profile, dialect, input shapes.
+        extras: what is done besides: fold, round, verify, describe.
     """
 
     net: Path | None = None
@@ -46,18 +52,29 @@ class Options:
     strict: bool = False
     force: bool = False
     weights_only: bool = False
+    generation: str = "V2"
+    pool_rewrite: str = "refuse"
+    fold_batch_norm: bool = False
     state: State = field(default_factory=State)
+    extras: Extras = field(default_factory=Extras)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One file written. Weights that lie beside an ONNX model have the format "onnx data"."""
+    """One file written. Weights that lie beside an ONNX model have the format "onnx data".
+
+    Attributes:
+        equal_blobs: parameter blobs that were read back and are bit-equal to those that were to be written.
+        verified: the numerical comparison with the source; None when none was made.
+    """
 
     path: str
     format: str
     bytes: int
     sha256: str
     seconds: float
+    equal_blobs: int = 0
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +83,14 @@ class Report:
 
     Attributes:
         source, source_bytes, source_sha256: the file read.
-        format: "caffemodel", "hdf5", "safetensors" or "pt".
+        format: "caffemodel", "hdf5", "safetensors", "pt" or "onnx".
         generation: "V0", "V1" or "V2" of the net; "" when only weights were read.
         layers: in the net that was converted, Input layers not counted; None when the net was not built.
         parameters: values in all parameter blobs, shared ones once.
         notes: sentences: upgraded, replaced, dropped, cast, ignored.
         results: in the order of the targets.
         seconds: in all.
+        cards: model cards.
     """
 
     source: str
@@ -85,6 +103,7 @@ class Report:
     notes: tuple[str, ...]
     results: tuple[Result, ...]
     seconds: float
+    cards: tuple[str, ...] = ()
 
 
 def _safetensors(model: Model, target: Target, payloads: Payloads, _options: Options) -> None:
@@ -109,7 +128,7 @@ def _onnx(model: Model, target: Target, payloads: Payloads, options: Options) ->
     from converters.onnx import Options as OnnxOptions
     from converters.onnx import write
 
-    write(model, target, payloads, OnnxOptions(options.opset, options.dynamic_batch))
+    write(model, target, payloads, OnnxOptions(options.opset, options.dynamic_batch, pixels_for(model, options.extras)))
 
 
 def _python(model: Model, target: Target, payloads: Payloads, _options: Options) -> None:
@@ -118,7 +137,27 @@ def _python(model: Model, target: Target, payloads: Payloads, _options: Options)
     write(model, target, payloads)
 
 
-FORMATS: Mapping[str, Write] = {"safetensors": _safetensors, "pt": _pt, "onnx": _onnx, "h5": _hdf5, "py": _python}
+def _caffemodel(model: Model, target: Target, payloads: Payloads, options: Options) -> None:
+    from converters.to_caffe import write
+
+    write(model, target, payloads, options.generation)
+
+
+def _prototxt(model: Model, target: Target, _payloads: Payloads, options: Options) -> None:
+    from converters.to_caffe import write_net
+
+    write_net(model, target, options.generation)
+
+
+FORMATS: Mapping[str, Write] = {
+    "safetensors": _safetensors,
+    "pt": _pt,
+    "onnx": _onnx,
+    "h5": _hdf5,
+    "py": _python,
+    "caffemodel": _caffemodel,
+    "prototxt": _prototxt,
+}
 """Format (and suffix) -> writer."""
 
 SUFFIXES = {
@@ -129,7 +168,12 @@ SUFFIXES = {
     ".h5": "h5",
     ".hdf5": "h5",
     ".py": "py",
+    ".caffemodel": "caffemodel",
+    ".prototxt": "prototxt",
 }
+
+BESIDE = {".py": ".safetensors", ".caffemodel": ".prototxt"}
+"""Suffix of a target -> that of a second one, without which it is of little use."""
 
 
 def format_of(path: Path) -> str:
@@ -153,9 +197,10 @@ def convert(
     """Convert a model to every target.
 
     Args:
-        source: a .caffemodel of any generation or a .safetensors that carries its net; with `options.net` or
-            `options.weights_only` also other weights: .h5, .pt.
-        targets: their suffixes say the formats; a .py has its weights in a .safetensors beside it.
+        source: a .caffemodel of any generation, a .safetensors that carries its net, or an .onnx; with `options.net`
+            or `options.weights_only` also other weights: .h5, .pt.
+        targets: their suffixes say the formats; a .py has its weights in a .safetensors beside it, a .caffemodel its
+            net in a .prototxt.
         options: see Options.
         progress: gives for each target a function that is called with bytes written.
 
@@ -164,12 +209,14 @@ def convert(
     """
     began = time.perf_counter()
     options = options or Options()
-    targets = _with_weights(source, targets)
+    targets = _with_others(source, targets)
     kinds = _check(source, targets, options)
+    licence = license_text(options.extras)
     with Payloads() as payloads, ExitStack() as stack:
         original = payloads.source(os.fspath(source))
         original.hash()
-        prepared = prepare(source, options)
+        read = prepare(source, options)
+        prepared = replace(read, model=transformed(read.model, options.extras))
         made: list[Target] = []
         results: list[Result] = []
         for path, kind in zip(targets, kinds, strict=True):
@@ -179,19 +226,23 @@ def convert(
         for target in made:
             target.rename()
         sha256 = original.sha256()
-    return _report(source, sha256, prepared, results, time.perf_counter() - began)
+    if options.extras.verify:
+        results = [_verified(result, source, read.model, prepared.model, options) for result in results]
+    report = _report(source, sha256, prepared, results, time.perf_counter() - began)
+    return _with_cards(report, prepared.model, options, licence) if options.extras.card else report
 
 
 # -- what is there -----------------------------------------------------------------------------------------
 
 
-def _with_weights(source: Path, targets: Sequence[Path]) -> list[Path]:
-    """The targets, and the weights beside each .py, unless they are another target or the source itself."""
+def _with_others(source: Path, targets: Sequence[Path]) -> list[Path]:
+    """The targets, and what goes beside them, unless it is another target or the source itself."""
     found = list(targets)
     for path in targets:
-        weights = path.with_suffix(".safetensors")
-        if path.suffix.lower() == ".py" and weights not in found and not (weights.exists() and weights.samefile(source)):
-            found.append(weights)
+        if path.suffix.lower() in BESIDE:
+            other = path.with_suffix(BESIDE[path.suffix.lower()])
+            if other not in found and not (other.exists() and other.samefile(source)):
+                found.append(other)
     return found
 
 
@@ -213,6 +264,9 @@ def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]
             problems.append(error)
     problems += _twice(targets)
     raise_all(problems)
+    check_extras(options.extras, kinds)
+    if options.extras.card:
+        check_cards(targets, options.force)
     return kinds
 
 
@@ -256,7 +310,9 @@ def prepare(source: Path, options: Options) -> Prepared:
         VggcError: the files cannot be read, the net cannot be built, the weights do not fit it; or, when
             `options.strict`, something would be dropped, replaced or cast. `Problems` when there are several.
     """
-    if options.weights_only:
+    if source.suffix.lower() == ".onnx":
+        prepared, losses = _imported(source, options)
+    elif options.weights_only:
         weights = read_weights(source)
         ready = carried(weights.metadata) or _of_caffemodel(source, weights)
         prepared, losses = Prepared(Model(None, {}, weights, weights.notes, ready), ""), weights.notes
@@ -288,6 +344,21 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     return Prepared(Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready), opened.generation), losses
 
 
+def _imported(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]]:
+    """The model that an ONNX file becomes, and what is lost."""
+    from converters.from_onnx import from_onnx
+    from converters.importing.options import ImportOptions
+    from converters.to_caffe import model_of
+
+    if options.net or options.weights_only:
+        what = "an ONNX model is converted as a whole"
+        raise ConversionError(what, where=str(source), remedy="leave out --net and --weights-only")
+    shapes = options.state.input_shapes or {}
+    how = ImportOptions(options.pool_rewrite, options.fold_batch_norm, input_shapes=shapes)
+    made = from_onnx(source, how)
+    return Prepared(model_of(made), "V2"), made.losses
+
+
 def _of_caffemodel(source: Path, weights: Weights, channels: int = 3) -> Mapping[str, Any]:
     """What the net inside a caffemodel says of its images, when another net is used in its place."""
     if weights.format != "caffemodel":
@@ -305,10 +376,26 @@ def _write(model: Model, target: Target, kind: str, options: Options, payloads: 
     """Write one target, still under its temporary name; what it consists of, the file itself first."""
     began = time.perf_counter()
     FORMATS[kind](model, target, payloads, options)
+    beside = target.companions[0].part if target.companions else None
+    equal = equal_blobs(model, target.part, kind, beside)  # while the hash is still being computed
     target.finish()
     seconds = time.perf_counter() - began
-    parts = [(target, kind), *((data, f"{kind} data") for data in target.companions)]
-    return [Result(str(part.path), name, part.size, part.sha256, seconds) for part, name in parts]
+    made = Result(str(target.path), kind, target.size, target.sha256, seconds, equal)
+    return [made, *(Result(str(x.path), f"{kind} data", x.size, x.sha256, seconds) for x in target.companions)]
+
+
+def _verified(result: Result, source: Path, read: Model, written: Model, options: Options) -> Result:
+    """The result with its numerical comparison."""
+    tolerance = options.extras.allowed
+    found = verified(str(source), read, written, Path(result.path), result.format, tolerance)
+    return replace(result, verified=found)
+
+
+def _with_cards(report: Report, model: Model, options: Options, licence: str) -> Report:
+    """The report with the names of the model cards, which are written."""
+    pixels = sentence(model, options.extras) if any(each.format == "onnx" for each in report.results) else ""
+    changed = options.extras.fp16 or options.extras.fold_bn
+    return replace(report, cards=tuple(map(str, write_cards(report, model, licence, pixels, changed))))
 
 
 def _report(source: Path, sha256: str, prepared: Prepared, results: Sequence[Result], seconds: float) -> Report:

@@ -241,7 +241,6 @@ def _proto(
     used: list[NamedBlob],
 ) -> onnx.ModelProto:
     """Put the pieces together and let onnx check them, with the weights as inputs while it looks."""
-
     varying = varying_values(graph)
 
     def info(value: Value) -> onnx.ValueInfoProto:
@@ -252,11 +251,10 @@ def _proto(
     inputs = [Value(blob) for blob in graph.inputs]
     outputs = [graph.last(blob) for blob in graph.outputs]
     inner = [info(v) for v in graph.values if v not in inputs and v not in outputs]
-    weights = [helper.make_tensor_value_info(item.name, TensorProto.FLOAT, list(item.shape)) for item in used]
     proto = helper.make_graph(
         writer.nodes,
         graph.name or "net",
-        [info(v) for v in inputs] + weights,
+        [info(v) for v in inputs] + [_as_input(item) for item in used],
         [info(v) for v in outputs],
         initializer=writer.constants,
         value_info=inner,
@@ -271,6 +269,10 @@ def _proto(
     check(made)
     del made.graph.input[len(inputs) :]
     return made
+
+
+def _as_input(item: NamedBlob) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(item.name, TensorProto.FLOAT, list(item.shape))
 
 
 def _describe(made: onnx.ModelProto, model: Model) -> None:

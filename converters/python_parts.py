@@ -74,13 +74,14 @@ def lrn_across_channels(
     energy = squares[:, :channels]
     for shift in range(1, 2 * before + 1):
         energy = energy + squares[:, shift : shift + channels]
-    share = torch.tensor(alpha).item() / size  # Caffe keeps alpha in float32
-    return x * (energy * share + k).pow(-beta)
+    alpha, beta = torch.tensor((alpha, beta)).tolist()  # float32, as Caffe has them
+    return x * (energy * (alpha / size) + k).pow(-beta)
 
 
 def lrn_within_channel(x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
     """Division by the energy of `size` x `size` positions around each."""
     energy = F.avg_pool2d(x.square(), size, 1, size // 2)
+    beta = torch.tensor(beta).item()  # float32, as Caffe has it
     return x * (energy * alpha + 1).pow(-beta)
 
 

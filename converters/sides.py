@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.errors import FormatError, VggcError, WeightsError
+from caffe_compat.graph import Graph
 from caffe_compat.loading import Opened, State, open_net
 from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from converters.model import Model
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
+
+
+CONTRACTING = ("Softmax", "Sigmoid", "TanH")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Side:
         layers: blob -> the layers that write it, where the file tells.
         prepares: how images are prepared for it.
         takes: how the model itself prepares images, when it takes pixels (see converters.pixels).
+        contracts: blob -> the blob that it is computed from by a function that brings values closer to each other.
         caffe: it is a net of ours, so `layers` has Caffe's names.
     """
 
@@ -53,6 +58,7 @@ class Side:
     layers: Mapping[str, str] = field(default_factory=dict)
     prepares: Mapping[str, Any] = field(default_factory=dict)
     takes: Mapping[str, Any] = field(default_factory=dict)
+    contracts: Mapping[str, str] = field(default_factory=dict)
     caffe: bool = False
 
 
@@ -128,8 +134,18 @@ def model_side(name: str, model: Model) -> Side:
         run,
         {blob: ", ".join(names) for blob, names in makers.items()},
         model.preprocessing,
+        contracts=dict(_contracting(graph)),
         caffe=True,
     )
+
+
+def _contracting(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Final blobs of layers with a slope of at most 1 everywhere, and their bottoms."""
+    for node in graph.nodes:
+        if node.layer.TYPE in CONTRACTING:
+            top, bottom = node.tops[0], node.bottoms[0]
+            if top.blob != bottom.blob and graph.last(top.blob) == top and graph.last(bottom.blob) == bottom:
+                yield top.blob, bottom.blob
 
 
 def _onnx(path: Path) -> Side:

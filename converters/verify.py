@@ -54,6 +54,8 @@ class Row:
         shape, other: on the first and on the second side.
         difference: None when the shapes differ.
         agrees: it is within the tolerance.
+        explained: how much of the difference is that of the blob which Softmax, Sigmoid or TanH made it from; they
+            bring values closer to each other, but their results are small where they saturate.
     """
 
     name: str
@@ -62,6 +64,15 @@ class Row:
     other: Shape
     difference: Difference | None
     agrees: bool
+    explained: float = 0.0
+
+    @property
+    def beyond(self) -> float:
+        """The relative difference that is the layer's own; infinite when the shapes differ."""
+        if self.difference is None:
+            return float("inf")
+        rest = max(0.0, self.difference.absolute - self.explained)
+        return rest / self.difference.largest if rest and self.difference.largest else rest and float("inf")
 
 
 @dataclass(frozen=True)
@@ -123,18 +134,14 @@ class Comparison:
 
     @property
     def worst(self) -> Row | None:
-        """The blob with the largest relative difference, of those whose shapes are the same."""
+        """The blob with the largest relative difference of its own, of those whose shapes are the same."""
         rows = [row for row in self.blobs if row.difference]
-        return max(rows, key=_relative, default=None)
+        return max(rows, key=lambda row: row.beyond, default=None)
 
     @property
     def equal_params(self) -> int:
         """How many parameter blobs are bit-equal."""
         return sum(row.difference is not None and row.difference.equal for row in self.params)
-
-
-def _relative(row: Row) -> float:
-    return row.difference.relative if row.difference else float("inf")
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,7 @@ def _run(made: Comparison, a: Side, b: Side, options: Options, said: list[str]) 
     theirs = _same_outputs(a, b, ours, theirs, said)
     layers = {**a.layers, **b.layers} if b.caffe else {**b.layers, **a.layers}
     rows, only_a, only_b = _rows(ours, theirs, layers, options.tolerance)
+    rows = _explained(rows, {**a.contracts, **b.contracts}, options.tolerance)
     if not rows:
         said.append("no blob has the same name on both sides")
     ends = a.outputs or b.outputs
@@ -327,6 +335,13 @@ def _row(name: str, layers: str, a: Array, b: Array, tolerance: float) -> Row:
         return Row(name, layers, a.shape, b.shape, None, False)
     found = difference(a, b)
     return Row(name, layers, a.shape, b.shape, found, found.relative <= tolerance)
+
+
+def _explained(rows: tuple[Row, ...], contracts: Mapping[str, str], tolerance: float) -> tuple[Row, ...]:
+    """The rows, with what the differences of the blobs that they were made from explain."""
+    known = {row.name: row.difference.absolute for row in rows if row.difference}
+    made = [replace(row, explained=known.get(contracts.get(row.name, ""), 0.0)) for row in rows]
+    return tuple(replace(row, agrees=row.beyond <= tolerance) for row in made)
 
 
 def difference(a: Array, b: Array) -> Difference:

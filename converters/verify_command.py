@@ -128,7 +128,7 @@ def _table(rows: tuple[Row, ...]) -> object:
     from rich.table import Table
 
     from converters.input_values import sizes_text
-    from converters.verify_report import number
+    from converters.verify_report import mark, number
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("blob", "layers", "shape"):
@@ -141,5 +141,5 @@ def _table(rows: tuple[Row, ...]) -> object:
             table.add_row(row.name, row.layers, _two_shapes(row), "", "", "", "DIFFERS")
             continue
         numbers = (number(apart.largest), number(apart.absolute), number(apart.relative))
-        table.add_row(row.name, row.layers, sizes_text(row.shape), *numbers, "" if row.agrees else "DIFFERS")
+        table.add_row(row.name, row.layers, sizes_text(row.shape), *numbers, mark(row))
     return table

@@ -23,11 +23,19 @@ def number(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}"
 
 
+def mark(row: Row) -> str:
+    """What stands behind a blob."""
+    if not row.agrees:
+        return "DIFFERS"
+    explains = row.difference is not None and row.explained and row.difference.relative > row.beyond
+    return "from its bottom" if explains else ""
+
+
 def verdict(found: Comparison) -> str:
     """One sentence: whether they agree, how well, and where not."""
     rule = f"allowed: {found.tolerance:g} of a blob's largest magnitude"
     rows = found.blobs or found.params
-    worst = max((row.difference.relative if row.difference else math.inf for row in rows), default=0.0)
+    worst = max((row.beyond for row in rows), default=0.0)
     if found.agrees:
         return f"the models agree: at most {number(worst)} ({rule})"
     first = found.first
@@ -38,7 +46,7 @@ def verdict(found: Comparison) -> str:
 def _extent(found: Comparison) -> str:
     rows = found.blobs or found.params
     over = [row for row in rows if not row.agrees]
-    apart = [row.difference.relative for row in over if row.difference]
+    apart = [row.beyond for row in over if row.difference]
     shapes = len(over) - len(apart)
     parts = [f"by up to {number(max(apart))} in {len(apart)} of {len(rows)}"] if apart else []
     return " and ".join([*parts, f"{shapes} of other shapes"] if shapes else parts)
@@ -104,7 +112,7 @@ def page(found: Comparison) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "sizes": sizes_text, "bar": bar}
+    environment.filters |= {"number": number, "sizes": sizes_text, "bar": bar, "note": mark}
     text = files("converters").joinpath("templates/verify.html").read_text(encoding="utf-8")
     return environment.from_string(text).render(
         found=found,

@@ -50,7 +50,7 @@ class Power(Layer):
             return f"torch.full_like({x}, {number(self.value)})"
         x = x if self.scale == 1 else f"{x} * {number(self.scale)}"
         x = x if self.shift == 0 else f"{x} + {number(self.shift)}"
-        return x if self.power == 1 else f"torch.pow({x}, {number(self.power)})"
+        return x if self.power == 1 else f"torch.pow({x}, {self.power!r})"
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         if self.fixed:

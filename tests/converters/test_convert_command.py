@@ -50,8 +50,10 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
   note: replaced the input fields by an Input layer (data 2 x 3 x 12 x 12)
 wrote a.safetensors (safetensors) in T
   {Path("a.safetensors").stat().st_size:,} bytes, sha256 {sha256("a.safetensors")}
+  weights: 4 parameter blobs are bit-equal
 wrote b.onnx (onnx) in T
   {Path("b.onnx").stat().st_size:,} bytes, sha256 {sha256("b.onnx")}
+  weights: 4 parameter blobs are bit-equal
 done in T
 """
     )
@@ -81,8 +83,16 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
             "replaced the input fields by an Input layer (data 2 x 3 x 12 x 12)",
         ],
         "results": [
-            {"path": "a.h5", "format": "h5", "bytes": Path("a.h5").stat().st_size, "sha256": sha256("a.h5")},
+            {
+                "path": "a.h5",
+                "format": "h5",
+                "bytes": Path("a.h5").stat().st_size,
+                "sha256": sha256("a.h5"),
+                "equal_blobs": 4,
+                "verified": None,
+            },
         ],
+        "cards": [],
     }
 
 
@@ -121,7 +131,7 @@ def test_results_stand_beside_the_source(source: str, stem: str, capsys: pytest.
     Path("folder").mkdir()
     Path("folder", source).write_bytes(data)
     printed(capsys, f"folder/{source}")
-    others = [name for name in FORMATS if name not in ("safetensors", "caffemodel")]
+    others = [name for name in FORMATS if name not in ("safetensors", "caffemodel", "py")]
     printed(capsys, f"folder/{source}", *(f"--to={name}" for name in others))
     want = {source, *(f"{stem}.{name}" for name in ("safetensors", *others))}
     assert {path.name for path in Path("folder").iterdir()} == want

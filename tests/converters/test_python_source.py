@@ -25,57 +25,18 @@ from converters.convert import Options, convert
 from converters.model import Model
 from converters.python_source import OF_MODULES, PARTS, source
 from converters.python_text import WIDTH, class_name, identifier, plain, quoted, statement
-from converters.safetensors import write as write_weights
-from converters.streaming import Payloads, Target
 from converters.verify import verify
 from repro.cli import run
 from repro.demo import write_model
-from tests.caffe_compat.layers.test_examples import EXAMPLES
-
-RESIDUAL = """
-name: "residual net"
-input: "data"
-input_shape { dim: 2 dim: 3 dim: 9 dim: 9 }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
-        convolution_param { num_output: 8 kernel_size: 3 stride: 2 pad: 1 bias_term: false } }
-layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "conv1" }
-layer { name: "scale1" type: "Scale" bottom: "conv1" top: "conv1" scale_param { bias_term: true } }
-layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
-layer { name: "2a/dw" type: "Convolution" bottom: "conv1" top: "2a/dw"
-        convolution_param { num_output: 8 group: 8 kernel_h: 3 kernel_w: 1 pad_h: 1 pad_w: 0 } }
-layer { name: "2a/bn" type: "BatchNorm" bottom: "2a/dw" top: "2a/bn" batch_norm_param { eps: 0.001 } }
-layer { name: "sum" type: "Eltwise" bottom: "conv1" bottom: "2a/bn" top: "sum" }
-layer { name: "pool" type: "Pooling" bottom: "sum" top: "pool" pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
-layer { name: "norm" type: "LRN" bottom: "pool" top: "norm" lrn_param { local_size: 5 alpha: 0.0003 beta: 0.6 } }
-layer { name: "type" type: "InnerProduct" bottom: "norm" top: "type" inner_product_param { num_output: 7 } }
-layer { name: "prob" type: "Softmax" bottom: "type" top: "prob" }
-layer { name: "class" type: "InnerProduct" bottom: "norm" top: "class" inner_product_param { num_output: 2 } }
-"""
-
-
-def random_model(graph: Graph, seed: int = 0) -> Model:
-    """Positive random weights: statistics and scales are used as they are."""
-    generator = np.random.default_rng(seed)
-    arrays = {}
-    for position, node in enumerate(graph.nodes):
-        for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
-            if key == ParamKey(position, index):
-                arrays[key] = Blob(shape, generator.uniform(0.1, 0.9, shape).astype(np.float32).ravel())
-    return Model(graph, arrays, Weights(()))
-
-
-def parsed(text: str) -> Model:
-    return random_model(Graph.from_net(parse_net(text)))
+from tests.caffe_compat.layers.test_examples import EXAMPLES, IMAGE, Example
+from tests.converters.residual import RESIDUAL, parsed, random_model, save
 
 
 def write(model: Model, folder: Path) -> Path:
     """net.py and net.safetensors."""
     path = folder / "net.py"
     path.write_text(source(model, "net.safetensors"))
-    with Payloads() as payloads, Target(folder / "net.safetensors") as target:
-        write_weights(model, target, payloads)
-        target.finish()
-        target.rename()
+    save(model, folder / "net.safetensors")
     return path
 
 
@@ -351,15 +312,48 @@ def test_long_statements_stand_as_the_formatter_leaves_them(expression: str, dep
 
 # -- every layer -----------------------------------------------------------------------------------------------
 
-WRITTEN = [each for each in EXAMPLES if each.profile == "bvlc" and each.phase == "TEST"]
+MORE = [
+    Example(
+        'type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 dilation: 2 group: 2 }',
+        ((2, 4, 9, 7),),
+    ),
+    Example('type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 stride: 2 }', ((2, 3, 9),)),
+    Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 2 }', ((1, 3, 4, 5, 6),)),
+    Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 }', (IMAGE, IMAGE), tops=2),
+    Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 axis: 2 }'),
+    Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 5 stride: 9 }'),
+    Example('type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 4 stride: 2 pad: 1 group: 3 }'),
+    Example('type: "InnerProduct" inner_product_param { num_output: 4 transpose: true }'),
+    Example('type: "InnerProduct" inner_product_param { num_output: 4 axis: -1 bias_term: false }'),
+    Example('type: "Pooling" pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 }'),
+    Example('type: "Pooling" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 }'),
+    Example('type: "Pooling" pooling_param { pool: AVE global_pooling: true }'),
+    Example('type: "Pooling" pooling_param { pool: MAX global_pooling: true }'),
+    Example('type: "Pooling" pooling_param { pool: MAX kernel_size: 1 stride: 3 }'),
+    Example('type: "Pooling" pooling_param { pool: STOCHASTIC kernel_size: 2 }'),
+    Example('type: "LRN" lrn_param { local_size: 3 alpha: 0.7 beta: 0.6 k: 1.3 }'),
+    Example('type: "LRN" lrn_param { local_size: 3 alpha: 0.7 norm_region: WITHIN_CHANNEL }'),
+    Example('type: "Crop" crop_param { axis: 2 offset: 1 offset: 2 }', ((2, 3, 6, 7), (2, 3, 4, 5))),
+    Example('type: "Eltwise" eltwise_param { operation: MAX }', (IMAGE, IMAGE, IMAGE)),
+    Example('type: "Eltwise" eltwise_param { coeff: 0.3 coeff: -1.7 }', (IMAGE, IMAGE)),
+    Example('type: "PReLU" prelu_param { channel_shared: true }'),
+    Example('type: "Permute" permute_param { order: 0 order: 2 order: 3 order: 1 }'),
+    Example('type: "Normalize" norm_param { across_spatial: false channel_shared: false }', dialect="ssd"),
+    Example('type: "Normalize"', dialect="ssd"),
+    Example('type: "Power" power_param { power: 0.3 scale: 1.1 shift: 4.7 }'),
+    Example('type: "ELU" elu_param { alpha: 0.3 }'),
+    Example('type: "ReLU" relu_param { negative_slope: 0.3 }'),
+    Example('type: "ReLU6"', low=-9, high=9),
+]
+WRITTEN = [each for each in [*EXAMPLES, *MORE] if each.profile == "bvlc" and each.phase == "TEST"]
 
 
-def written(example: Any) -> bool:
+def written(example: Example) -> bool:
     return type(example.lone().layer).to_python is not Layer.to_python
 
 
 @pytest.mark.parametrize("example", WRITTEN, ids=lambda each: f"{each.text} {each.shapes}")
-def test_layer_gives_the_same_bits(example: Any, tmp_path: Path) -> None:
+def test_layer_gives_the_same_bits(example: Example, tmp_path: Path) -> None:
     """A layer that says how it is written either is, exactly, or refuses these parameters."""
     model, kind = random_model(example.lone().graph), example.lone().layer.TYPE
     try:
@@ -383,7 +377,7 @@ def test_most_layers_of_known_nets_are_written() -> None:
 
 KNOWN = """
 AbsVal BNLL BatchNorm Bias Clip Concat Convolution Crop Deconvolution Dropout ELU Eltwise Exp Flatten InnerProduct LRN
-Log PReLU Pooling Power ReLU Reshape Scale Sigmoid Slice Softmax Split Swish TanH
+Log Normalize PReLU Permute Pooling Power ReLU ReLU6 Reshape Scale Sigmoid Slice Softmax Split Swish TanH
 """
 
 

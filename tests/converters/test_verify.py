@@ -248,6 +248,26 @@ def test_difference(a: list[float], b: list[float], want: tuple[bool, float, flo
     assert (found.absolute, found.relative) == pytest.approx(want[2:])
 
 
+def test_small_results_of_saturated_layers() -> None:
+    """sigmoid(-36) is 2e-16, and 0 in other libraries: no more than the difference of the bottom."""
+    logits, other = np.array([[-36.0, 5.0]], np.float32), np.array([[-36.00002, 5.0]], np.float32)
+    p, q = np.array([[2e-16]], np.float32), np.array([[0.0]], np.float32)
+    a = replace(side({"x": logits, "p": p}), contracts={"p": "x"})
+    found = compare(a, side({"x": other, "p": q}), Options())
+    assert found.agrees
+    assert found.blobs[1].explained == pytest.approx(2e-5, rel=0.1)
+    assert found.blobs[1].difference is not None
+    assert found.blobs[1].difference.relative == 1
+    assert "from its bottom" in page(found)
+    assert not compare(a, side({"x": logits, "p": q}), Options()).agrees, "equal bottoms explain nothing"
+    worse = compare(a, side({"x": other, "p": p + 1}), Options())
+    assert worse.first is worse.blobs[1]
+
+
+def test_contracting_layers_are_known(folder: Path) -> None:
+    assert open_side(folder / "a.caffemodel").contracts == {"prob": "fc8"}
+
+
 def test_rankings() -> None:
     a = np.array([[5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0]], np.float32)
     b = np.array([[5, 4, 3, 2, 1, 0], [4, 5, 3, 2, 1, 0], [5, 4, 3, 2, 0, 1]], np.float32)
