@@ -26,6 +26,9 @@ from caffe_compat.untyped import INFINITE, INTEGER, REAL, Untyped, node_lines, o
 MAX_LISTED = 20
 """Most unknown enum values, and most places of each, that an error names."""
 
+SPARE = "fork_type"
+"""The field of V1LayerParameter that keeps a layer type of a fork, which stands in text under `type`."""
+
 _LAYERS = frozenset({"LayerParameter", "V1LayerParameter"})
 _LAYER_PATH = re.compile(r"(?:.*?\.)?layers?\[[0-9]+\]")
 _BOOLEANS = {"true": True, "True": True, "t": True, "false": False, "False": False, "f": False}
@@ -81,11 +84,12 @@ class _Field(NamedTuple):
     read: Callable[[_Parser, _Field], Any]
     values: Mapping[str, int]
     of_fork: bool
+    spare: str
 
 
 @cache
 def _table(descriptor: Descriptor) -> dict[str, _Field]:
-    return {field.name: _field(field) for field in descriptor.fields}
+    return {field.name: _field(field) for field in descriptor.fields if field.name != SPARE}
 
 
 def _field(field: FieldDescriptor) -> _Field:
@@ -98,6 +102,7 @@ def _field(field: FieldDescriptor) -> _Field:
         read=_read_bytes if is_bytes else _READERS.get(field.cpp_type, _read_bytes),
         values={value.name: value.number for value in enum},
         of_fork=is_fork_field(field),
+        spare=SPARE if field.full_name.endswith("V1LayerParameter.type") else "",
     )
 
 
@@ -285,6 +290,9 @@ class _Parser(Untyped):
             inner = getattr(message, field.name)
             inner.SetInParent()
             self.body(inner, field.name, path, start)
+        elif field.spare and self.kind == "name" and self.token not in field.values:
+            setattr(message, field.spare, self.token)
+            self.advance()
         else:
             setattr(message, field.name, field.read(self, field))
 
@@ -452,7 +460,8 @@ def _message_lines(message: Message, path: str, indent: str, unknown: dict[str, 
         repeated = not field.has_presence
         for index, item in enumerate(value if repeated else [value]):
             if field.message_type is None:
-                yield f"{indent}{field.name}: {_value_text(field, item)}"
+                text = f"type: {item}" if field.name == SPARE else f"{field.name}: {_value_text(field, item)}"
+                yield indent + text
                 continue
             name = f"{field.name}[{index}]" if repeated else field.name
             yield f"{indent}{field.name} {{"

@@ -161,8 +161,12 @@ def _attach_blobs(work: Work, net: pb.NetParameter) -> None:
 
 
 def _lost(net: pb.NetParameter, work: Work) -> Iterator[VggcError]:
-    """Fields of forks in V0 and V1 layers: their numbers mean something else in V2."""
+    """Fields and types of forks in V0 and V1 layers: their numbers mean something else in V2."""
     for index, layer in enumerate(net.layers):
+        if layer.fork_type:
+            what = f"V1 layer type {layer.fork_type} is not one of Caffe's; it stays as it is"
+            where = work.where(index, "type", layer.name)
+            yield UpgradeError(what, where=where, remedy="write what the fork calls it in V2")
         numbers = sorted({*_unknown(layer), *_unknown(layer.layer)})
         if numbers:
             name = layer.layer.name if layer.HasField("layer") else layer.name
@@ -375,6 +379,8 @@ def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
     for name, value in _fields(old):
         if name == "type":
             new.type = V1_TYPES[pb.V1LayerParameter.LayerType.Name(old.type)]
+        elif name == "fork_type":
+            new.type = old.fork_type
         elif name in V1_SPECS:
             for index, entry in enumerate(value):
                 while len(new.param) <= index:

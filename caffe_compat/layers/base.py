@@ -344,4 +344,14 @@ def _unknown(kind: str, context: Context, forks: list[str], where: Where) -> Unk
     supported = [name for name in having if implementation(kind, name)]
     if having:
         what += f"; it exists in {', '.join(having)}"
-    return UnknownLayerError(what, where=where, remedy=f"use --dialect {supported[0]}" if supported else REGISTER)
+    newer = _newer_spelling(kind)
+    remedy = f'if it is {newer}, write the net with `layer {{ }}` and type: "{newer}"' if newer else REGISTER
+    return UnknownLayerError(what, where=where, remedy=f"use --dialect {supported[0]}" if supported else remedy)
+
+
+def _newer_spelling(kind: str) -> str:
+    """The known type that a name in capitals may stand for: ROI_POOLING for ROIPooling; "" for none."""
+    if kind != kind.upper():
+        return ""
+    load_all()
+    return next((known for known, _ in sorted(_REGISTRY) if known.upper() == kind.replace("_", "")), "")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from caffe_compat.errors import TextError, Where
 from caffe_compat.schema import pb
 from caffe_compat.source import UnknownField
-from caffe_compat.textformat import decode, dump, parse, unknown_fields
+from caffe_compat.textformat import SPARE, decode, dump, parse, unknown_fields
 from tests.parity.cases import Folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,18 +150,40 @@ def test_not_an_enum_value(text: str) -> None:
     refusal(f"state {{ phase: {text} }}")
 
 
+POOLS = 'layers {{ name: "{}" pooling_param {{ pool: {} }} }}'
+
+
 def test_unknown_enum_values_are_named_together_with_what_there_is() -> None:
-    error = refusal('layers { type: CONVOLUTION3D }\nlayers { name: "x" type: L2_NORM }\nlayers { type: L2_NORM }')
-    assert str(error.where) == "net.prototxt:1:16"
-    assert 'unknown value "CONVOLUTION3D" for "type" at 1:16' in error.what
-    assert 'unknown value "L2_NORM" for "type" at 2:26, 3:16' in error.what
-    assert error.remedy.startswith("did you mean CONVOLUTION? Caffe has NONE, ABSVAL, ")
-    assert error.remedy.endswith("THRESHOLD")
+    error = refusal("\n".join(POOLS.format(*pair) for pair in (("a", "MAXIMUM"), ("x", "L2"), ("y", "L2"))))
+    assert str(error.where) == 'net.prototxt:1:42 layer "a"'
+    assert 'unknown value "MAXIMUM" for "pool" at 1:42' in error.what
+    assert 'unknown value "L2" for "pool" at 2:42, 3:42' in error.what
+    assert error.remedy.startswith("did you mean MAX? Caffe has MAX, AVE, ")
 
 
 def test_the_list_of_unknown_enum_values_is_bounded() -> None:
-    text = "".join(f"layers {{ type: X{i} }} layers {{ type: Y }}" for i in range(1000))
+    text = "".join(POOLS.format(i, f"X{i}") + POOLS.format(i, "Y") for i in range(1000))
     assert len(str(refusal(text))) < 4000
+
+
+def test_layer_types_of_forks_are_kept() -> None:
+    text = 'layers {\n  name: "a"\n  type: CROP\n}\nlayers {\n  name: "b"\n  type: RELU\n}\n'
+    document = parse(text, pb.NetParameter)
+    assert [layer.fork_type for layer in document.message.layers] == ["CROP", ""]  # type: ignore[attr-defined]
+    assert document.map.at("layers[0]", "type").line == 3
+    assert dump(document.message) == text
+
+
+@pytest.mark.parametrize(
+    "text", ['layers { type: "RELU" }', "layers { type: 1000 }", "layers { type: CROP type: RELU }"]
+)
+def test_what_is_no_layer_type(text: str) -> None:
+    refusal(text)
+
+
+def test_the_field_that_keeps_them_has_no_name_in_text() -> None:
+    document = parse('layers { fork_type: "x" }', pb.NetParameter)
+    assert [unknown.path for unknown in document.map.unknown] == ["layers[0].fork_type"]
 
 
 STRINGS = {
@@ -680,7 +702,8 @@ REQUIRED = {
 def messages(kind: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Fields of a message as keyword arguments: some required ones always, up to three others."""
     required = {name: values_of(kind.fields_by_name[name]) for name in REQUIRED.get(kind.name, ())}
-    chosen = st.lists(st.sampled_from(list(kind.fields)), max_size=3, unique_by=lambda field: field.name)
+    fields = [field for field in kind.fields if field.name != SPARE]
+    chosen = st.lists(st.sampled_from(fields), max_size=3, unique_by=lambda field: field.name)
     return st.fixed_dictionaries(required).flatmap(
         lambda always: chosen.flatmap(
             lambda fields: st.fixed_dictionaries(

@@ -9,8 +9,9 @@ import pytest
 from google.protobuf import text_format
 
 from caffe_compat import upgrade
-from caffe_compat.errors import UpgradeError, VggcError
+from caffe_compat.errors import UnknownLayerError, UpgradeError, VggcError
 from caffe_compat.generations import SOLVER_TYPES, V0_FIELDS, V0_PARAMS, V0_TRANSFORM, V0_TYPES, V1_TYPES
+from caffe_compat.graph import Graph
 from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 from caffe_compat.textformat import parse
@@ -479,3 +480,14 @@ def test_float_values_survive_bit_by_bit() -> None:
     value = float(np.float32(0.1))
     layer = only_layer(f"layers {{ layer {{ type: 'lrn' alpha: {value!r} }} }}")
     assert layer.lrn_param.alpha == value
+
+
+def test_layer_types_of_forks_stay_as_they_are() -> None:
+    done = upgraded('layers { name: "x" type: SMOOTH_L1_LOSS bottom: "a" }')
+    assert done.net.layer[0].type == "SMOOTH_L1_LOSS"
+    assert [problem.what for problem in done.problems] == [
+        "V1 layer type SMOOTH_L1_LOSS is not one of Caffe's; it stays as it is"
+    ]
+    error = Graph.from_net(done.net, collect=True).problems[1]
+    assert isinstance(error, UnknownLayerError)
+    assert error.remedy == 'if it is SmoothL1Loss, write the net with `layer { }` and type: "SmoothL1Loss"'
