@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -126,8 +126,13 @@ class ListSource:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), "vggc-images")
+def _pool(name: str = "images") -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), f"vggc-{name}")
+
+
+def ahead(work: Callable[[], R]) -> Future[R]:
+    """`work()`, already under way in another thread; it may itself work side by side."""
+    return _pool("ahead").submit(work)
 
 
 def begin(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:

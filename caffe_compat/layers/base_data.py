@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.data.random_numbers import draw_from, generator
-from caffe_compat.data.sources import Item, Source, side_by_side
+from caffe_compat.data.sources import Item, Source, ahead, side_by_side
 from caffe_compat.data.transform import Transform
 from caffe_compat.errors import ConversionError, LayerError, VggcError
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape
@@ -112,9 +113,10 @@ class TransformedSource(ImageSource):
     """Base of layers that read images one after another and put each through transform_param.
 
     While the source is not there, or is not in a folder that the net may read, shapes are those that the net states.
-    The batch has the shape of its first image. Random numbers follow from the layer's name and from
-    `context.state["seed"]`. With `context.state["share"] = (rank, count)`, for training by several processes, a layer
-    of the TRAIN phase takes every count-th image, from the rank-th on (DataLayer::Skip).
+    The batch has the shape of its first image; in the TRAIN phase the next one is read while the net works. Random
+    numbers follow from the layer's name and `context.state["seed"]`. With `context.state["share"] = (rank, count)`, for
+    training by several processes, a layer of the TRAIN phase takes every count-th image, from the rank-th on
+    (DataLayer::Skip).
     """
 
     TRANSFORM: ClassVar[type[Transform]] = Transform
@@ -131,6 +133,7 @@ class TransformedSource(ImageSource):
         self.rank, self.count = share if self.phase == "TRAIN" else (0, 1)
         self.random = draw_from(generator(self.seed, self.name, "transform", str(self.rank)))
         self.started = False
+        self.coming: Future[tuple[Floats, Floats]] | None = None
         super().setup(bottoms)
 
     def open_source(self) -> Source | None:
@@ -160,7 +163,10 @@ class TransformedSource(ImageSource):
             raise self.error(error.what, field=f"transform_param.{field}", remedy=error.remedy) from error
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        images, labels = self.batch()
+        coming, self.coming = self.coming, None
+        images, labels = coming.result() if coming else self.batch()
+        if self.phase == "TRAIN":
+            self.coming = ahead(self.batch)
         return [to_tensor(images, copy=False), to_tensor(labels, copy=False)][: self.tops]
 
     def batch(self) -> tuple[Floats, Floats]:

@@ -121,6 +121,16 @@ def test_processes_share_the_records_in_training(folder: Path, count: int) -> No
             assert [label for batch in labels(it, 4) for label in batch] == want
 
 
+def test_training_reads_one_batch_ahead(tmp_path: Path) -> None:
+    records = {b"%d" % index: datum(picture, index) for index, picture in enumerate(PICTURES)}
+    write_lmdb(tmp_path / "db", {**records, b"3": b"\xff"})
+    it = data(tmp_path, phase="TRAIN")
+    assert labels(it, 1) == [[0, 1]]
+    with pytest.raises(LayerError, match='record "3": this is no Datum'):
+        forward(it, [])
+    assert labels(it, 2) == [[4, 0], [1, 2]]
+
+
 def test_images_of_several_sizes(tmp_path: Path) -> None:
     sizes = [(3, 6, 5), (3, 4, 8), (3, 5, 5)]
     pictures = [images(1, *size)[0] for size in sizes]
