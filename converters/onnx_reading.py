@@ -41,7 +41,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     remedy = "check that it was copied whole"
     try:
         model = onnx.ModelProto.FromString(b"".join(_skeleton(Tags(data, source), len(data))))
-        _check_text(model)
+        check_text(model)
     except (DecodeError, ValueError) as error:
         raise BinaryError(f"not an ONNX model: {error}", where=source, remedy=remedy) from error
     if not model.opset_import or not model.graph.node:
@@ -67,12 +67,12 @@ def _without(tags: Tags, part: Field, number: int, inner: Callable[[Field], byte
     return encode_varint(number << 3 | BYTES) + encode_varint(len(body)) + body
 
 
-def _check_text(message: Message) -> None:
+def check_text(message: Message) -> None:
     """See to it that all strings are text; protobuf gives those that are not as bytes."""
     for field, value in message.ListFields():
         for each in [value] if field.has_presence else value:
             if field.type == field.TYPE_MESSAGE:
-                _check_text(each)
+                check_text(each)
             elif field.type == field.TYPE_STRING and isinstance(each, bytes):
                 raise ValueError(f"{field.full_name} is not UTF-8")
 

@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from caffe_compat.errors import ConversionError, Where
+from caffe_compat.graph import MAX_COUNT
 from caffe_compat.layers.base import Context, Layer, find_layer
 from caffe_compat.schema import pb
 from converters.importing.folding import Folder
@@ -198,7 +200,10 @@ class Builder:
         param.top.extend(self.fresh_blob(f"{param.name}{f'/{i}' if i else ''}") for i in range(tops))
         given = {key: value for key, value in fields.items() if value is not None}
         if given:
-            state(getattr(param, self._class(param).PARAM), given)
+            try:
+                state(getattr(param, self._class(param).PARAM), given)
+            except ValueError as error:
+                raise op.refuse(f"a number that Caffe cannot hold ({error})", "check the model") from error
         return self._add(param, bottoms, blobs)
 
     def again(self, made: Made) -> Value:
@@ -231,7 +236,10 @@ class Builder:
         wanted = [tuple(shape) for shape in layer.blob_shapes(shapes)]
         got = [blob.shape for blob in made.blobs]
         layer.check(wanted == got, f"its weights are {got}, it takes {wanted}", remedy="check the model's weights")
-        return layer.top_shapes(shapes)
+        tops = layer.top_shapes(shapes)
+        large = next((top for top in tops if prod(top) > MAX_COUNT), ())
+        layer.check(not large, f"a top of {list(large)}; a blob has {MAX_COUNT} values at most", remedy="feed less")
+        return tops
 
     def one(self, *args: Any, **fields: Any) -> Value:
         """The top of a layer that has one."""

@@ -85,8 +85,10 @@ def _pads(op: Op, windows: Windows) -> tuple[Sides, ...]:
     rank, auto = len(windows.sizes), op.get("auto_pad", "NOTSET") or "NOTSET"
     if auto == "NOTSET":
         values = _list(op, "pads", 2 * rank, 0)
-        if min(values, default=0) < 0:
-            raise op.refuse(f"negative pads {list(values)}", "cut the input with a Slice instead")
+        if not 0 <= min(values, default=0) <= max(values, default=0) <= MAX_WINDOW:
+            raise op.refuse(
+                f"pads {list(values)}", "check the model; cut the input with a Slice instead of by pads < 0"
+            )
         return tuple(zip(values[:rank], values[rank:], strict=True))
     if auto == "VALID":
         return windows.pads

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper
 
 from caffe_compat.errors import BinaryError, ConversionError, VggcError, Where, raise_all
+from caffe_compat.mapped import map_file
+from caffe_compat.wire import refuse_other_kinds
 from converters.importing.options import ImportOptions
 from converters.importing.program import Op, Program, Shape
 from converters.importing.tensors import Tensors
+from converters.onnx_reading import check_text
 
 MAX_NODES = 100_000
 MAX_SIZE = 2**31 - 1
@@ -21,6 +27,23 @@ HINT_VALUES = 1024
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 OWN_DOMAINS = ("", "ai.onnx")
+
+
+def read_whole(path: Path) -> onnx.ModelProto:
+    """An ONNX file with the weights in it; external data stay where they are.
+
+    Raises:
+        VggcError: there is no such file, or it may not be read.
+        BinaryError: it is not an ONNX model.
+    """
+    source = str(path)
+    data = map_file(source)
+    refuse_other_kinds(data, source, "an ONNX model")
+    try:
+        return onnx.ModelProto.FromString(data[:])
+    except DecodeError as error:
+        what = f"not an ONNX model: {error}"
+        raise BinaryError(what, where=source, remedy="check that it was copied whole") from error
 
 
 def read_program(model: onnx.ModelProto, source: str, options: ImportOptions) -> Program:
@@ -40,6 +63,12 @@ class _Reader:
         self.versions = {each.domain: each.version for each in model.opset_import}
 
     def read(self) -> Program:
+        try:
+            check_text(self.model)
+        except ValueError as error:
+            raise self.broken(f"a name is no text: {error}") from error
+        if not self.graph.node:
+            raise self.broken("it has no nodes", "check where it came from")
         if self.graph.sparse_initializer:
             raise self.broken("it has sparse initializers", "save it with dense ones")
         if len(self.graph.node) > MAX_NODES:
@@ -97,7 +126,7 @@ class _Reader:
             return self.stated(info, declared)
         if declared and not declared[0]:
             declared[0] = self.options.batch
-        if not all(0 < size <= MAX_SIZE for size in declared) or not dims:
+        if min(declared, default=0) < 1 or prod(declared) > MAX_SIZE:
             text = ", ".join(
                 str(size) if size > 0 else dim.dim_param or "?" for size, dim in zip(declared, dims, strict=True)
             )
@@ -113,7 +142,7 @@ class _Reader:
             size in (own, size if not own or not i else own)
             for i, (size, own) in enumerate(zip(shape, declared, strict=False))
         )
-        if not agrees or not all(0 < size <= MAX_SIZE for size in shape):
+        if not agrees or min(shape, default=0) < 1 or prod(shape) > MAX_SIZE:
             what = f"has the shape {declared}, which {list(shape)} is not"
             raise self.refused(info, what, "give a shape that agrees where the model states sizes")
         return shape
@@ -178,9 +207,12 @@ class _Reader:
     # -- what shapes the source expects --------------------------------------------------------------------
 
     def expected(self, inputs: Mapping[str, Shape], given: Mapping[str, onnx.TensorProto]) -> dict[str, Shape]:
-        """Shapes that ONNX's own inference finds, without the weights' values."""
+        """Shapes that ONNX's own inference finds, without the weights' values.
+
+        It is not asked to compute constants: a Range of 2^62 values would never end.
+        """
         try:
-            inferred = onnx.shape_inference.infer_shapes(self.skeleton(inputs, given), data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(self.skeleton(inputs, given))
         except Exception:  # a broken attribute; the rule that reads it says so
             return {}
         infos = [*inferred.graph.value_info, *inferred.graph.output]
@@ -213,7 +245,8 @@ def _concrete(info: onnx.ValueInfoProto) -> Shape | None:
         dim.HasField("dim_value") and dim.dim_value >= 0 for dim in kind.shape.dim
     ):
         return None
-    return tuple(dim.dim_value for dim in kind.shape.dim)
+    shape = tuple(dim.dim_value for dim in kind.shape.dim)
+    return shape if prod(shape) <= MAX_SIZE else None
 
 
 def _text(value: bytes) -> str:

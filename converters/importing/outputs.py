@@ -21,7 +21,7 @@ def finish(b: Builder) -> tuple[pb.NetParameter, Weights]:
     net = pb.NetParameter(name=b.program.name)
     net.layer.extend(made.param for made in b.layers)
     layers = [LayerBlobs(made.param.name, tuple(map(_blob, made.blobs)), made.param.type) for made in b.layers]
-    return net, Weights(tuple(layers), b.program.source)
+    return net, Weights(tuple(layers), b.program.source, "onnx")
 
 
 def _blob(array: Array) -> Blob:

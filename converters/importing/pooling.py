@@ -205,7 +205,7 @@ def _counted(op: Op, windows: Windows, zeros: Sequence[Sides]) -> tuple[Sides, .
     if not op.get("count_include_pad", 0):
         return tuple(zeros)
     beyond = [
-        (windows.outputs[axis] - 1) * windows.stride[axis] + windows.kernel[axis] - before > size + before + after
+        (windows.outputs[axis] - 1) * windows.stride[axis] + windows.kernel[axis] - before > size + after
         for axis, (size, (before, after)) in enumerate(zip(windows.sizes, windows.pads, strict=True))
     ]
     unclear = windows.ceil and any(beyond) and op.version < 19

@@ -22,14 +22,14 @@ from converters.importing.translation import Imported
 from tests.tolerances import ENGINES
 
 Array = NDArray[Any]
-ALSO = '"" : {opset}'
 
 
 def model(
     inputs: str, body: str, outputs: str = "y", opset: int = 17, weights: Mapping[str, Array] | None = None
 ) -> onnx.ModelProto:
     """A model: `x: float[1, 3, 8, 8]`, lines like `y = Relu(x)`; weights become initializers."""
-    typed = ", ".join(each.strip() if ":" in each else f"float[] {each.strip()}" for each in outputs.split(","))
+    kinds = [each.split() if " " in each.strip() else ("float", each.strip()) for each in outputs.split(",")]
+    typed = ", ".join(f"{kind}[] {name}" for kind, name in kinds)
     declared = ", ".join(f"{kind} {name}" for name, kind in (each.split(":") for each in inputs.split(";")))
     text = f'<ir_version: 8, opset_import: ["" : {opset}]> net ({declared}) => ({typed}) {{ {body} }}'
     made = onnx.parser.parse_model(text)

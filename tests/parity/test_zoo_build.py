@@ -13,6 +13,7 @@ from caffe_compat.errors import FormatError, UnknownLayerError, VggcError
 from caffe_compat.graph import Graph
 from caffe_compat.guessing import guess_net
 from caffe_compat.layers.base import Context
+from caffe_compat.loading import open_net
 from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 from caffe_compat.source import Document
@@ -76,10 +77,17 @@ def build(path: Path) -> Outcome:
         return Outcome(path, is_net=False)
     try:
         upgraded = with_names(upgrade_net(net, document.map), net)
-    except VggcError as error:
-        return Outcome(path, tuple(errors_in(error)))
+    except VggcError:
+        return Outcome(path, refusal(path))
     context = Context(dialect=guess_net(upgraded.net, document.map, upgraded.origins).dialect, folder=str(path.parent))
     return Outcome(path, Candidate(document, upgraded, context).problems())
+
+
+def refusal(path: Path) -> tuple[VggcError, ...]:
+    """What the net's own reader says of one that cannot be upgraded."""
+    with pytest.raises(VggcError) as caught:
+        open_net(path, collect=True)
+    return tuple(errors_in(caught.value))
 
 
 @dataclass(frozen=True)
