@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from caffe_compat.binding import bind
 from caffe_compat.errors import ConversionError
+from caffe_compat.loading import State
 from caffe_compat.mapped import map_file
 from caffe_compat.tags import BYTES, Field, Tags
 from caffe_compat.tensor_weights import is_index
@@ -142,29 +143,32 @@ def _initializer(fields: list[Field], data: mmap.mmap, beside: mmap.mmap | None)
 # -- numbers ---------------------------------------------------------------------------------------------------
 
 
-def verified(source: str, original: Model, written: Model, path: Path, kind: str, tolerance: float) -> Verified | None:
+def verified(
+    source: Path, original: Model, written: Model, path: Path, kind: str, tolerance: float, state: State
+) -> Verified | None:
     """Run the source and the result on the same random input; None for a result that cannot be run by itself.
 
     Args:
-        source: name of the source, for messages.
+        source: the file that was read; an ONNX model is run as it is.
         original: the model as it was read.
         written: the model as it was written, whose net runs a file of weights.
-        path, kind: the result.
+        path, kind: the result; one that carries its net is run with that.
         tolerance: see Verified.
+        state: of nets that are read again.
 
     Raises:
         VggcError: one of them cannot be run.
     """
     from converters.sides import model_side, open_side
 
-    if kind in WEIGHTS and not written.renamed and written.graph is not None:
-        bound = bind(written.graph, read_weights(path))
-        theirs = model_side(str(path), replace(written, arrays=bound.arrays))
-    elif kind in ("onnx", "py"):
-        theirs = open_side(path)
-    else:
+    if written.renamed or kind == "prototxt":
         return None
-    return summary(model_side(source, original), theirs, tolerance)
+    if kind in ("pt", "h5") and written.graph is not None:
+        theirs = model_side(str(path), replace(written, arrays=bind(written.graph, read_weights(path)).arrays))
+    else:
+        theirs = open_side(path, None, state)
+    ours = open_side(source) if source.suffix.lower() == ".onnx" else model_side(str(source), original)
+    return summary(ours, theirs, tolerance)
 
 
 def summary(ours: Any, theirs: Any, tolerance: float) -> Verified:

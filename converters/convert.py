@@ -264,7 +264,7 @@ def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]
             problems.append(error)
     problems += _twice(targets)
     raise_all(problems)
-    check_extras(options.extras, kinds)
+    check_extras(options.extras, kinds, options.weights_only)
     if options.extras.card:
         check_cards(targets, options.force)
     return kinds
@@ -387,7 +387,7 @@ def _write(model: Model, target: Target, kind: str, options: Options, payloads: 
 def _verified(result: Result, source: Path, read: Model, written: Model, options: Options) -> Result:
     """The result with its numerical comparison."""
     tolerance = options.extras.allowed
-    found = verified(str(source), read, written, Path(result.path), result.format, tolerance)
+    found = verified(source, read, written, Path(result.path), result.format, tolerance, options.state)
     return replace(result, verified=found)
 
 

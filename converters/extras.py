@@ -54,12 +54,14 @@ class Extras:
         return usual if self.tolerance is None else self.tolerance
 
 
-def check_extras(extras: Extras, kinds: Sequence[str]) -> None:
+def check_extras(extras: Extras, kinds: Sequence[str], weights_only: bool = False) -> None:
     """Refuse what does not go together.
 
     Raises:
         ConversionError: an option has nothing to act on.
     """
+    if weights_only and (extras.verify or extras.fold_bn):
+        raise ConversionError("--verify and --fold-bn need the net", remedy="leave out --weights-only")
     if extras.preprocess and "onnx" not in kinds:
         raise ConversionError("--preprocess is for ONNX results", remedy="name one, or leave it out")
     if (extras.mean or extras.scale is not None or extras.channel_order) and not extras.preprocess:

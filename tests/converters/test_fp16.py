@@ -225,5 +225,5 @@ def test_folded_net_travels_along(tmp_path: Path) -> None:
 
 def test_folding_needs_a_net(tmp_path: Path) -> None:
     source = save(parsed(), tmp_path / "net.safetensors")
-    with pytest.raises(VggcError, match="needs a net"):
+    with pytest.raises(VggcError, match="need the net"):
         convert(source, [tmp_path / "a.h5"], Options(weights_only=True, extras=Extras(fold_bn=True)))
