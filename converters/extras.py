@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,10 +76,10 @@ def check_extras(extras: Extras, kinds: Sequence[str], weights_only: bool = Fals
 
 
 def transformed(model: Model, extras: Extras) -> Model:
-    """The model folded and rounded as asked, with notes that say by how much values change.
+    """The model folded and rounded as asked, with notes that say by how much values change, and what pixels it takes.
 
     Raises:
-        ConversionError: its net cannot be folded.
+        ConversionError: its net cannot be folded, or images cannot be prepared for it.
     """
     if extras.fold_bn:
         from converters.folding import folded
@@ -90,6 +91,8 @@ def transformed(model: Model, extras: Extras) -> Model:
 
         made = halved(model)
         model = replace(made, notes=(*made.notes, _measured("float16", model, made)))
+    if extras.preprocess:
+        model = replace(model, notes=(*model.notes, sentence(model, extras)))
     return model
 
 
@@ -98,7 +101,7 @@ def _measured(what: str, before: Model, after: Model) -> str:
     from converters.sides import model_side
 
     try:
-        found = summary(model_side("before", before), model_side("after", after), TOLERANCE)
+        found = summary(model_side("before", before), model_side("after", after), inf)
     except VggcError as error:
         return f"{what}: the difference could not be measured: {error}"
     return f"{what}: {apart(found)}"

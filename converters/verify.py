@@ -54,8 +54,8 @@ class Row:
         shape, other: on the first and on the second side.
         difference: None when the shapes differ.
         agrees: it is within the tolerance.
-        explained: how much of the difference is that of the blob which Softmax, Sigmoid or TanH made it from; they
-            bring values closer to each other, but their results are small where they saturate.
+        explained: when it is over the tolerance, how much of the difference is that of the blob which Softmax, Sigmoid
+            or TanH made it from; they bring values closer to each other, but give small ones where they saturate.
     """
 
     name: str
@@ -338,9 +338,9 @@ def _row(name: str, layers: str, a: Array, b: Array, tolerance: float) -> Row:
 
 
 def _explained(rows: tuple[Row, ...], contracts: Mapping[str, str], tolerance: float) -> tuple[Row, ...]:
-    """The rows, with what the differences of the blobs that they were made from explain."""
+    """The rows; those over the tolerance with what the difference of the blob that they were made from explains."""
     known = {row.name: row.difference.absolute for row in rows if row.difference}
-    made = [replace(row, explained=known.get(contracts.get(row.name, ""), 0.0)) for row in rows]
+    made = [row if row.agrees else replace(row, explained=known.get(contracts.get(row.name, ""), 0.0)) for row in rows]
     return tuple(replace(row, agrees=row.beyond <= tolerance) for row in made)
 
 

@@ -276,7 +276,8 @@ class Builder:
         name, numbered = op.name, NUMBERED.fullmatch(op.name)
         while numbered and numbered[1] in self._nodes:  # one of several nodes of a layer
             name, numbered = numbered[1], NUMBERED.fullmatch(numbered[1])
-        candidates = (*stems, name.removesuffix(f"/{op.kind}"), *op.outputs)
+        own = name.removesuffix(f"/{op.kind}")
+        candidates = (*stems, own if own.strip("/") or not name else op.kind.lower(), *op.outputs)
         return next((found for each in candidates if (found := each.strip("/"))), op.kind)
 
     def unique(self, name: str) -> str:

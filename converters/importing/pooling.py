@@ -119,7 +119,11 @@ def _plan(b: Builder, op: Op, windows: Windows, zeros: bool) -> Plan:
     if chosen is None:
         what = f"sizes {_text(windows.outputs)}, Caffe, which rounds up, has {_text(plain.output(windows.sizes))}"
         names = ", ".join(f'"{name}"' for name in dict.fromkeys(each.done for each in plans))
-        advice = f"set pool_rewrite to {names}, which keep the result" if names else "choose another input size"
+        advice = (
+            f"set pool_rewrite (--pool-rewrite) to {names}, which keep the result"
+            if names
+            else "choose another input size"
+        )
         raise op.refuse(what, advice)
     said = "crop" if min(min(sides) for sides in chosen.around) < 0 else chosen.done
     b.notes.append(f'"{b.base_name(op)}": {_SAID[said]}')

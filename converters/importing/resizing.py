@@ -1,4 +1,4 @@
-"""Resize and Upsample: whole factors with the nearest neighbour."""
+"""Resize and Upsample: whole factors with the nearest neighbour; bilinear between the corners."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ ROUND: dict[str, Callable[[Array], Array]] = {
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
 }
 
-LINEAR = "bilinear weights repeat the border, Caffe puts zeros there: use the nearest neighbour, or ConvTranspose"
+LINEAR = "align the corners of bilinear resizing (Interp), use the nearest neighbour, or ConvTranspose"
 
 
 @rule("Resize", "Upsample")
 def resize(b: Builder, op: Op) -> list[Value]:
-    """Every value repeated, or each n-th taken."""
+    """Every value repeated, or each n-th taken; between aligned corners values are mixed."""
     x, mode = b.read(op, 0), op.get("mode", "nearest")
     scales, shape = _target(b, op, x.shape)
     if x.shape == shape and all(scale == 1 for scale in scales):
         return [x]
+    corners = op.get("coordinate_transformation_mode") == "align_corners" and len(x.shape) == 4
+    if mode == "linear" and corners and shape[:2] == x.shape[:2] and min(shape) > 0:
+        b.notes.append(f'"{b.base_name(op)}": Interp is a layer of the pspnet fork, BVLC Caffe does not have it')
+        return [b.one(op, "Interp", [x], height=shape[2], width=shape[3])]
     refuse_unless(mode == "nearest", op, f'mode "{mode}"', LINEAR)
     right = len(x.shape) >= 3 and shape[:2] == x.shape[:2] and min(shape) > 0 and max(shape) < 2**20
     refuse_unless(right, op, f"{list(x.shape)} to {list(shape)}", "resize axes behind the channels only")

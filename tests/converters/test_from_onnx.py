@@ -464,6 +464,11 @@ CASES = {
         "x: float[1,2,8,6]",
         {"s": const(1, 1, 0.5, 0.5)},
     ),
+    "bilinear between corners": Case(
+        'y = Resize<mode="linear", coordinate_transformation_mode="align_corners">(x, , , s)',
+        "Interp",
+        weights={"s": ints(2, 4, 13, 20)},
+    ),
     "upsample": Case('y = Upsample<mode="nearest">(x, s)', "Deconvolution", weights={"s": const(1, 1, 2, 2)}, opset=9),
     "resize of old": Case(
         'y = Resize<mode="nearest">(x, s)', "Deconvolution", weights={"s": const(1, 1, 2, 2)}, opset=10
@@ -596,10 +601,10 @@ def test_what_nothing_needs_is_not_judged() -> None:
 def test_names_come_from_weights_nodes_and_tensors() -> None:
     made = model(IMAGE, "c = Conv(x, w)\n r = Relu(c)\n y = Exp(r)", weights={"w": w(3, 4, 1, 1)})
     made.graph.initializer[0].name = made.graph.node[0].input[1] = "stem.conv.weight"
-    made.graph.node[1].name = "/stem/act/Relu"
+    made.graph.node[1].name, made.graph.node[2].name = "/stem/act/Relu", "/Exp"
     found = from_onnx(made).net
     assert [(layer.name, list(layer.top)) for layer in found.layer[1:]] == [
-        ("stem.conv", ["c"]), ("stem/act", ["r"]), ("y", ["y"]),
+        ("stem.conv", ["c"]), ("stem/act", ["r"]), ("exp", ["y"]),
     ]  # fmt: skip
 
 
