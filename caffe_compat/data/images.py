@@ -36,17 +36,20 @@ def opencv() -> Any:
     return cv2
 
 
-def decode_image(data: bytes, color: bool | None = None) -> Image:
+def decode_image(data: bytes, color: bool | None = None, *, turn: bool = True, reduce: int = 1) -> Image:
     """An encoded image (io.cpp DecodeDatumToCVMat).
 
     Args:
         color: three channels or one; None for those that the file has.
+        turn: follow the orientation that a camera has noted (EXIF), as OpenCV does from version 3.1 on; images with
+            the channels that the file has are never turned.
+        reduce: 2, 4 or 8 to decode colours at that fraction of the size, which JPEG does faster than at the whole.
 
     Raises:
         FormatError: the bytes are no image, or not of 8 bits a value; OpenCV is not installed.
     """
     cv2 = opencv()
-    flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[color]
+    flag = _flags(color, turn, reduce)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
     except cv2.error as error:
@@ -56,6 +59,16 @@ def decode_image(data: bytes, color: bool | None = None) -> Image:
     if image.dtype != np.uint8:
         raise FormatError(f"an image has values of type {image.dtype}", remedy="store images of 8 bits a value")
     return np.asarray(image, np.uint8).reshape(*image.shape[:2], -1)
+
+
+def _flags(color: bool | None, turn: bool, reduce: int) -> int:
+    cv2 = opencv()
+    flags: dict[bool | None, int] = {
+        None: cv2.IMREAD_UNCHANGED,
+        True: getattr(cv2, f"IMREAD_REDUCED_COLOR_{reduce}") if reduce > 1 else cv2.IMREAD_COLOR,
+        False: cv2.IMREAD_GRAYSCALE,
+    }
+    return flags[color] | (0 if turn or color is None else cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def read_image(path: Path, color: bool = True, size: tuple[int, int] = (0, 0)) -> Image:

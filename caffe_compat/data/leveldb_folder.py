@@ -71,6 +71,15 @@ class LevelDatabase:
     def close(self) -> None:
         self._finalizer()
 
+    def spans(self) -> Iterator[tuple[bytes, bytes, int, int]]:
+        for key, value in self.items():
+            yield key, value, 0, len(value)
+
+    def fetch(self, key: bytes, start: int, end: int) -> bytes:
+        with reading(self.path):
+            value: bytes = self._open[0].get(key, verify_checksums=True, fill_cache=False)
+        return value
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         with reading(self.path):
             # Not `iterator`, which ends without an error where a table cannot be read.

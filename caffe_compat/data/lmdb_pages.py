@@ -70,11 +70,19 @@ class LmdbDatabase:
         self.data.close()
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
+        for key, _, start, end in self.spans():
+            yield key, bytes(self.data[start:end])
+
+    def fetch(self, key: bytes, start: int, end: int) -> bytes:
+        return bytes(self.data[start:end])
+
+    def spans(self) -> Iterator[tuple[bytes, mmap.mmap, int, int]]:
         if self.meta.root == NONE:
             return
         budget = [self.meta.last_page + 1]  # a tree reads no page twice
         try:
-            yield from self._tree(self.meta.root, 1, budget)
+            for key, start, end in self._tree(self.meta.root, 1, budget):
+                yield key, self.data, start, end
         except (error, ValueError) as problem:
             raise self._damaged(self.meta.root, str(problem)) from problem
 
@@ -109,8 +117,8 @@ class LmdbDatabase:
             raise FormatError(what, where=self.file, remedy=remedy)
         return meta
 
-    def _tree(self, page: int, depth: int, budget: list[int]) -> Iterator[tuple[bytes, bytes]]:
-        """Everything under a page."""
+    def _tree(self, page: int, depth: int, budget: list[int]) -> Iterator[tuple[bytes, int, int]]:
+        """Every key under a page, and where its value lies."""
         start, flags, pointers = self._page(page, depth, budget)
         for pointer in pointers:
             low, high, node_flags, key_size = _NODE.unpack_from(self.data, start + pointer)
@@ -121,7 +129,7 @@ class LmdbDatabase:
                 yield from self._tree(low | high << 16 | node_flags << 32, depth + 1, budget)
             else:
                 found = bytes(self.data[key : key + key_size])
-                yield found, self._value(page, key + key_size, low | high << 16, node_flags, budget)
+                yield found, *self._value(page, key + key_size, low | high << 16, node_flags, budget)
 
     def _page(self, page: int, depth: int, budget: list[int]) -> tuple[int, int, tuple[int, ...]]:
         """Offset, flags and the nodes' offsets of a branch or leaf page."""
@@ -141,8 +149,8 @@ class LmdbDatabase:
             raise self._damaged(page, "a node outside the page")
         return start, flags, pointers
 
-    def _value(self, page: int, start: int, size: int, flags: int, budget: list[int]) -> bytes:
-        """The value of a leaf's node, whose data starts there."""
+    def _value(self, page: int, start: int, size: int, flags: int, budget: list[int]) -> tuple[int, int]:
+        """Where the value of a leaf's node lies, whose data starts there."""
         if flags & ~ELSEWHERE:
             what = "this database has parts of its own (sub-databases or duplicate keys), which Caffe's have not"
             raise FormatError(what, where=self.file, remedy="name a database of Datum records")
@@ -156,7 +164,7 @@ class LmdbDatabase:
             start, end = other * self.meta.page_size + HEADER, len(self.data)
         if start + size > end:
             raise self._damaged(page, f"a value of {size} bytes")
-        return bytes(self.data[start : start + size])
+        return start, start + size
 
     def _damaged(self, page: int, what: str) -> BinaryError:
         offset = min(page * getattr(getattr(self, "meta", None), "page_size", 0), len(self.data))

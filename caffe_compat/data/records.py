@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -39,6 +40,20 @@ class Database(Protocol):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values in the order of the keys.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+
+    def spans(self) -> Iterator[tuple[bytes, mmap.mmap | bytes, int, int]]:
+        """Keys, and where their values lie: in what, from where and up to where; good until the next step.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+
+    def fetch(self, key: bytes, start: int, end: int) -> bytes:
+        """The value that `spans` has told of, from any thread.
 
         Raises:
             FormatError: it is damaged.
