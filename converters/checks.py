@@ -24,6 +24,7 @@ from caffe_compat.tags import BYTES, Field, Tags
 from caffe_compat.tensor_weights import is_index
 from caffe_compat.weight_files import read_weights
 from converters.model import Model, NamedBlob
+from converters.pt import payloads
 
 Bytes = NDArray[np.uint8]
 
@@ -75,7 +76,7 @@ def equal_blobs(model: Model, path: Path, kind: str, beside: Path | None = None)
     """
     if kind not in WEIGHTS and kind != "onnx":
         return 0
-    found = _of_onnx(path, beside) if kind == "onnx" else _of_weights(path)
+    found = _of_onnx(path, beside) if kind == "onnx" else _of_pt(path) if kind == "pt" else _of_weights(path)
     count = 0
     for item in model.blobs():
         there = found.get((item.layer, item.index), []) + found.get(item.name, [])
@@ -103,6 +104,10 @@ def _of_weights(path: Path) -> Mapping[object, list[Bytes]]:
             key = (layer.name, int(name)) if is_index(name) else f"{layer.name}.{name}"
             found.setdefault(key, []).append(np.ascontiguousarray(blob.values).view(np.uint8))
     return found
+
+
+def _of_pt(path: Path) -> Mapping[object, list[Bytes]]:
+    return {name: [values] for name, values in payloads(path).items()}
 
 
 def _of_onnx(path: Path, beside: Path | None) -> Mapping[object, list[Bytes]]:

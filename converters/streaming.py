@@ -120,13 +120,13 @@ class Target:
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes from memory."""
+    def write(self, data: bytes | memoryview, *, lasting: bool = False) -> None:
+        """Append bytes from memory; when they are `lasting`, not to be changed, their hash is not waited for."""
         view = memoryview(data).cast("B")
         hashed = self._digest and self._digest.update(view if len(view) > SMALL else memoryview(bytes(view)))
         _write_all(self._descriptor, view)
         self._count(len(view))
-        if hashed and len(view) > SMALL:
+        if hashed and len(view) > SMALL and not lasting:
             hashed.result()
 
     def copy(self, source: int, offset: int, size: int) -> None:
@@ -298,11 +298,12 @@ class Payloads:
         if blob.path and blob.values.nbytes:
             target.copy(self.source(blob.path).descriptor, blob.offset, blob.values.nbytes)
             return
-        for part in _parts(blob.values):
+        for part in parts(blob.values):
             target.write(part)
 
 
-def _parts(values: NDArray[Any]) -> Iterator[memoryview]:
+def parts(values: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of flat values, little endian, a piece at a time; without a copy where they lie so."""
     step = CHUNK // values.itemsize
     little = values.dtype.newbyteorder("<")
     for start in range(0, values.size, step):

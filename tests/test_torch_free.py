@@ -37,7 +37,7 @@ def test_help(name: str) -> None:
     check(*name.split(), "--help")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".onnx"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".h5", ".onnx"])
 def test_convert(suffix: str, model: Path, tmp_path: Path) -> None:
     check("convert", str(model), str(tmp_path / f"digits{suffix}"))
     assert (tmp_path / f"digits{suffix}").stat().st_size > 0

@@ -140,7 +140,7 @@ def failing(function: str, module: object = os) -> Callable[[pytest.MonkeyPatch]
 
 
 @pytest.mark.parametrize("function", ["write", "fsync", "replace"])
-@pytest.mark.parametrize("suffixes", [("safetensors",), ("onnx",), ("h5",), ("safetensors", "h5")])
+@pytest.mark.parametrize("suffixes", [("safetensors",), ("pt",), ("onnx",), ("h5",), ("safetensors", "h5")])
 def test_a_full_disk(function: str, suffixes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if function == "write" and suffixes == ("h5",):
         function = "copy_file_range"
