@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from caffe_compat.errors import VggcError
 from caffe_compat.graph import Graph, newest
@@ -20,10 +21,11 @@ TRAIN = (*GENERIC, "train_net", "train_net_param")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a solver's paths lead: relative to `folder`."""
+    """Where a solver's paths lead: relative to `folder`; and what its nets share, their layers' `context.state`."""
 
     solver: str
     folder: Path
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -94,9 +96,9 @@ def _build(document: Document, phase: str, own: pb.NetState, place: Place, profi
     state.MergeFrom(own)
     graph = Graph.from_upgraded(
         newest(message, profile, document.map),
-        Context(pb.Phase.Name(state.phase), profile, dialect, str(place.folder)),
+        Context(pb.Phase.Name(state.phase), profile, dialect, str(place.folder), dict(place.shared)),
         stages=list(state.stage),
         level=state.level,
         source=document.map,
     )
-    return Net(graph)
+    return Net(graph, seed=place.shared.get("seed", 0))

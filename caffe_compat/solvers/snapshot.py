@@ -132,10 +132,21 @@ def write_state_h5(path: Path, state: State) -> None:
     with new_file(path) as target, h5py.File(target, "w") as file:
         for name, value in (("iter", state.iteration), ("current_step", state.step)):
             file.create_dataset(name, data=np.array([value], np.int32))
-        file["learned_net"] = np.bytes_(state.learned_net.encode())
+        _write_text(file, "learned_net", state.learned_net)
         history = file.create_group("history")
         for index, blob in enumerate(state.history):
             history[str(index)] = blob
+
+
+def _write_text(file: Any, name: str, text: str) -> None:
+    """Text that ends with a zero byte, which Caffe relies on (H5LTmake_dataset_string)."""
+    import h5py
+
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(len(text.encode()) + 1)
+    kind.set_strpad(h5py.h5t.STR_NULLTERM)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR))
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(text.encode(), f"S{len(text.encode()) + 1}"), kind)
 
 
 def read_state(path: Path) -> State:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class Solver:
         self.path = Path(solver)
         self.param = upgrade_solver(read_solver(self.path)).solver
         self.log: Log = log or (lambda _line: None)
+        self._shared: dict[str, Any] = {"seed": max(self.param.random_seed, 0)}
         place = self._place()
         self._folder = place.folder
         self._check(place.solver)
@@ -94,7 +96,7 @@ class Solver:
         """Paths are relative to the working folder, as in Caffe; else to the solver's own."""
         named = [self.param.net, self.param.train_net, *self.param.test_net]
         here = all((Path() / name).exists() for name in named if name)
-        return Place(str(self.path), Path() if here else self.path.parent)
+        return Place(str(self.path), Path() if here else self.path.parent, self._shared)
 
     def _check(self, where: str) -> None:
         rates.check(self.param, where)

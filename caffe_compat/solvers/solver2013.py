@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caffe_compat.data.random_numbers import CRand, Draw
 from caffe_compat.errors import VggcError
 from caffe_compat.graph import ParamKey
+from caffe_compat.layers.data import Data2013
 from caffe_compat.schema import pb
 from caffe_compat.solvers import rates, snapshot
 from caffe_compat.solvers.solver import Solver
@@ -28,7 +30,12 @@ class Solver2013(Solver):
     Update u uses the rate of iteration u; h <- rate * gradient + momentum * h, then h <- h + decay * rate * w, and
     w <- w - h. Blobs without a backward pass are updated by their latest update again. Snapshots have no suffix and
     are always written at the end; losses are those of each update, and there is no test before the first.
+
+    Attributes:
+        rand: gives the numbers that the data layers of all nets draw from, one after another: the C library's rand().
     """
+
+    rand: Draw
 
     def _check(self, where: str) -> None:
         super()._check(where)
@@ -39,9 +46,19 @@ class Solver2013(Solver):
             what = f"solver type {self.param.type} does not exist under profile dec2013"
             raise VggcError(what, where=where, remedy="use SGD, or profile bvlc")
         self._updates = ()
+        self.rand = CRand()
+        self._shared["rand"] = lambda: self.rand()
+
+    def _prefetch(self) -> None:
+        """Read the first batches: each data layer reads ahead when it is made, while the phase is still TRAIN."""
+        for net in (self.net, *self.test_nets):
+            for node in net.graph.nodes:
+                if isinstance(node.layer, Data2013):
+                    node.layer.prefetch("TRAIN")
 
     def step(self, count: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """Make `count` updates, with the snapshots, log lines and tests that fall due, in that order."""
+        self._prefetch()
         for _ in range(count):
             _, loss = self._forward_backward()
             self._update(shown=False)

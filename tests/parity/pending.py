@@ -4,14 +4,8 @@ PENDING_SECTIONS: frozenset[str] = frozenset(
     {
         "zoo_build",  # 73% of the published nets build, 85% are wanted
         "protocols",  # dense and multi-crop evaluation
-        "2013-chain",  # needs solvers
-        "2013-solver",
     }
 )
 
-PENDING_TYPES: frozenset[str] = frozenset(
-    {
-        "solver (2013)",
-    }
-)
+PENDING_TYPES: frozenset[str] = frozenset()
 """Layer types, as the summary names them; a case with any of them waits."""

@@ -37,17 +37,19 @@ def test_2013_solver(case: Case, tmp_path: Path) -> None:
         solver = make("solver.prototxt", record)
         set_start(solver, record)
         follow(solver, record, "", 0, tolerances, compare)
-        check_snapshots(case.folder, folder, tolerances["params"], compare)
+        check_snapshots(case.folder / "snap", folder / "snap", tolerances["params"], compare)
         if "resume/from" in record:
             start = int(record["resume/from"])
             state = next(case.folder.glob(f"snap/*_iter_{start}.solverstate"))
             name = "solver_resume.prototxt" if (folder / "solver_resume.prototxt").exists() else "solver.prototxt"
-            follow(make(name, record, state), record, "resume/", start, tolerances, compare)
+            follow(make(name, record, "resume/", state), record, "resume/", start, tolerances, compare)
 
 
-def make(path: str, record: Record, restore: Path | None = None) -> Solver:
+def make(path: str, record: Record, prefix: str = "", restore: Path | None = None) -> Solver:
     """A solver that is fed the recorded inputs; each test pass takes the next recorded one."""
     solver = Solver(path, restore=restore, profile=PROFILE)
+    if f"{prefix}rand" in record:
+        solver.rand = iter(record[f"{prefix}rand"].tolist()).__next__  # type: ignore[attr-defined]
     solver.inputs = lambda iteration: slices(record, "in/", iteration)
     return solver
 
@@ -69,6 +71,8 @@ def follow(
 ) -> None:
     """Train to the end, comparing after each update that was recorded."""
     rates: list[float] = []
+    made: list[int] = []
+    tested: list[int] = []
     scores: list[list[float]] = []
     test_all = solver.test_all
 
@@ -77,6 +81,7 @@ def follow(
         if any(key.startswith("test_in/") for key in record):
             solver.inputs = lambda _iteration: slices(record, "test_in/", next(passes))
         result = test_all()
+        tested.append(solver.iter)
         scores.append([value for values in result[0].values() for value in values])
         solver.inputs = trained
         return result
@@ -88,28 +93,41 @@ def follow(
         inject(solver.net, masks)
         solver.step(1)
         rates.append(solver.rate)
+        made.append(solver.iter)
         check_iteration(solver, record, f"{prefix}iter/{update}/", tol["params"], compare)
     compare.array(f"{prefix}loss", np.array(solver.losses), record[f"{prefix}loss"], tol["loss"])
     compare.array(f"{prefix}lr", np.array(rates), record[f"{prefix}lr"], tol["lr"])
+    compare.equal(f"{prefix}iter", made, record[f"{prefix}iter"].tolist())
+    if f"{prefix}rand" in record:
+        compare.equal(f"{prefix}numbers left", list(iter(solver.rand, None)), [])  # type: ignore[attr-defined]
     if f"{prefix}test/scores" in record:
+        compare.equal(f"{prefix}tests", tested, record[f"{prefix}test/iters"].tolist())
         compare.array(f"{prefix}scores", np.array(scores), record[f"{prefix}test/scores"], tol["loss"])
 
 
 def check_iteration(solver: Solver, record: Record, prefix: str, tol: Tolerance, compare: Comparison) -> None:
     nodes = {node.layer.name: node for node in solver.net.graph.nodes}
     order = [item.key for item in solver._learnable]
+    for key in [key for key in record if key.startswith(f"{prefix}grad/")]:
+        layer, _, index = key.removeprefix(f"{prefix}grad/").rpartition("/")
+        blob = solver.net.params[layer][int(index)]
+        if blob.requires_grad:  # gradients that move nothing (blobs_lr 0, nothing trainable) are not computed
+            compare.array(key, blob.grad, record[key], tol)
     for key in [key for key in record if key.startswith((f"{prefix}param/", f"{prefix}history/"))]:
         what, _, rest = key.removeprefix(prefix).partition("/")
         layer, _, index = rest.rpartition("/")
         owner: ParamKey = nodes[layer].params[int(index)]
-        blob = solver.net.params[layer][int(index)] if what == "param" else solver.history[order.index(owner)]
-        compare.array(key, blob, record[key], tol)
+        value = solver.net.params[layer][int(index)] if what == "param" else solver.history[order.index(owner)]
+        compare.array(key, value, record[key], tol)
 
 
 def check_snapshots(theirs: Path, ours: Path, tol: Tolerance, compare: Comparison) -> None:
-    """The files that fell due have Caffe's names and say what Caffe's say."""
-    for path in (theirs / "snap").glob("*"):
-        mine = ours / "snap" / path.name
+    """The files of their folder have a counterpart in ours that says what they say."""
+    for path in theirs.glob("*"):
+        mine = ours / path.name
+        compare.check(mine.exists(), f"{path.name} was not written")
+        if not mine.exists():
+            continue
         kind = pb.SolverState if path.suffix == ".solverstate" else pb.NetParameter
         a, b = kind.FromString(path.read_bytes()), kind.FromString(mine.read_bytes())
         values = [[np.array(blob.data, np.float32) for blob in blobs(message)] for message in (a, b)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 
@@ -18,7 +19,6 @@ from caffe_compat.reading import read_net
 from caffe_compat.schema import pb
 from caffe_compat.solvers import Solver
 from caffe_compat.solvers.scoring import score
-from caffe_compat.solvers.snapshot import read_state
 from tests.parity.cases import Case, Folders, golden_cases
 from tests.parity.compare import Comparison, comparing
 from tests.tolerances import LEARNING_RATE, TRAJECTORY
@@ -86,37 +86,68 @@ def check_params(solver: Solver, record: Mapping[str, Any], prefix: str, compare
 
 
 def check_snapshots(case: Case, folder: Path, compare: Comparison) -> None:
-    """What we wrote on the way equals what Caffe wrote: structure exactly, values within tolerance."""
+    """What we wrote on the way equals what Caffe wrote: messages exactly, values within tolerance."""
+    kinds: dict[str, Callable[[Path, Path, Comparison], None]] = {
+        ".h5": check_h5,
+        ".caffemodel": check_models,
+        ".solverstate": check_states,
+    }
     for path in case.folder.glob("snap_iter_*"):
         ours = folder / path.name
         compare.check(ours.exists(), f"{path.name} was not written")
-        if ours.exists() and ".solverstate" in path.name:
-            check_states(path, ours, compare)
-        elif ours.exists() and path.suffix == ".caffemodel":
-            check_models(path, ours, compare)
+        if ours.exists():
+            kinds[path.suffix](path, ours, compare)
 
 
 def check_states(theirs: Path, ours: Path, compare: Comparison) -> None:
-    a, b = read_state(theirs), read_state(ours)
-    compare.equal("state", (b.iteration, b.step, b.learned_net), (a.iteration, a.step, a.learned_net))
-    compare.equal("history blobs", len(b.history), len(a.history))
-    for index, (old, new) in enumerate(zip(a.history, b.history, strict=False)):
-        compare.array(f"history {index}", new, old, TRAJECTORY)
+    a, b = (pb.SolverState.FromString(path.read_bytes()) for path in (theirs, ours))
+    check_blobs("history", list(a.history), list(b.history), compare)
+    compare.equal(theirs.name, str(b), str(a))
 
 
 def check_models(theirs: Path, ours: Path, compare: Comparison) -> None:
-    """The messages without their values are equal, splits and all."""
+    """The messages are equal, splits and all."""
     a, b = (pb.NetParameter.FromString(path.read_bytes()) for path in (theirs, ours))
-    for net in (a, b):
-        for layer in net.layer:
-            for blob in layer.blobs:
-                blob.ClearField("data")
-                blob.ClearField("diff")
     compare.equal("layers", [layer.name for layer in b.layer], [layer.name for layer in a.layer])
     for old, new in zip(a.layer, b.layer, strict=False):
+        check_blobs(old.name, list(old.blobs), list(new.blobs), compare)
         compare.equal(f"layer {old.name}", str(new), str(old))
-    compare.equal("net", b.name, a.name)
+    for net in (a, b):
+        del net.layer[:]
+    compare.equal("net", str(b), str(a))
     assert read_net(ours).layer
+
+
+def check_blobs(what: str, theirs: Sequence[pb.BlobProto], ours: Sequence[pb.BlobProto], compare: Comparison) -> None:
+    """Values, which are then removed from the messages."""
+    compare.equal(f"blobs of {what}", len(ours), len(theirs))
+    for index, (old, new) in enumerate(zip(theirs, ours, strict=False)):
+        for part in ("data", "diff"):
+            got, want = (np.array(getattr(blob, part), np.float32) for blob in (new, old))
+            compare.array(f"{what} {index} {part}", got, want, TRAJECTORY)
+            new.ClearField(part)  # type: ignore[arg-type]
+            old.ClearField(part)  # type: ignore[arg-type]
+
+
+def check_h5(theirs: Path, ours: Path, compare: Comparison) -> None:
+    """The same groups and datasets, of the same types."""
+    with h5py.File(theirs) as a, h5py.File(ours) as b:
+        compare.equal(theirs.name, sorted(h5_names(b)), sorted(h5_names(a)))
+        for name in h5_names(a):
+            old, new = a[name], b.get(name)
+            if not isinstance(old, h5py.Dataset) or not isinstance(new, h5py.Dataset):
+                continue
+            compare.equal(f"{theirs.name}/{name}", (new.dtype, new.shape), (old.dtype, old.shape))
+            if old.dtype.kind == "f":
+                compare.array(f"{theirs.name}/{name}", new[()], old[()], TRAJECTORY)
+            else:
+                compare.equal(f"{theirs.name}/{name}", np.asarray(new[()]).tolist(), np.asarray(old[()]).tolist())
+
+
+def h5_names(file: h5py.File) -> list[str]:
+    names: list[str] = []
+    file.visit(names.append)
+    return names
 
 
 def resume(case: Case, record: Mapping[str, Any], compare: Comparison) -> None:
