@@ -60,7 +60,7 @@ SPECS = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
 """V0 list of multipliers -> its name in ParamSpec."""
 
 
-def read(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
+def read(net: pb.NetParameter, source: SourceMap | None = None, dialect: str = "") -> Upgraded:
     """A net of any generation for profile "dec2013"; `net` is not changed.
 
     V0 is translated. V1 and V2 are upgraded as ever and must then do without everything that came later: what the
@@ -72,8 +72,8 @@ def read(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
     """
     if generation_of(net) == "V0" or not (net.layer or net.layers):
         return translate(net, source)
-    upgraded = upgrade_net(net, source)
-    work = Work(upgraded.net, source or SourceMap(), list(upgraded.origins))
+    upgraded = upgrade_net(net, source, dialect)
+    work = Work(upgraded.net, source=source or SourceMap(), origins=list(upgraded.origins))
     raise_all([*upgraded.problems, *_newer_than_v0(work)])
     return upgraded
 
@@ -88,7 +88,7 @@ def translate(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded
             are several.
         UpgradeError: generations are mixed.
     """
-    work = Work(net, source or SourceMap(), [f"layers[{i}]" for i in range(len(net.layers))])
+    work = Work(net, source=source or SourceMap(), origins=[f"layers[{i}]" for i in range(len(net.layers))])
     refuse_mixture(work)
     new = pb.NetParameter(name=net.name, force_backward=net.force_backward)
     work.problems.extend(_newer_fields(work))

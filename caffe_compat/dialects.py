@@ -44,6 +44,7 @@ class Dialect:
         name: the short name.
         repositories: other names: the fork's repositories, the first as "owner/name" or "owner/name@branch".
         types: layer type that BVLC Caffe does not have -> the dialect that defines it the same way, or itself.
+        v1_types: name that it has added to V1LayerParameter.LayerType -> type string of generation V2.
         fields: message -> field name -> number; of BVLC's messages only what differs, of the forks' all fields when
             they are not those of the schema.
         enums: enum -> value name -> number, where they differ from the schema's.
@@ -55,6 +56,7 @@ class Dialect:
     name: str
     repositories: tuple[str, ...]
     types: Mapping[str, str]
+    v1_types: Mapping[str, str]
     fields: Mapping[str, Mapping[str, int]]
     enums: Mapping[str, Mapping[str, int]]
     defaults: Mapping[str, float]
@@ -132,6 +134,7 @@ def _dialect(name: str, entry: Mapping[str, Any]) -> Dialect:
         name,
         tuple(entry["repositories"]),
         dict(sorted(types.items())),
+        entry.get("v1_types", {}),
         entry["fields"],
         entry.get("enums", {}),
         entry.get("defaults", {}),
@@ -162,6 +165,11 @@ def resolve(name: str) -> str:
 def forks_with_type(kind: str) -> tuple[str, ...]:
     """The dialects that have a layer type."""
     return tuple(dialect.name for dialect in dialects().values() if kind in dialect.types)
+
+
+def forks_with_v1_type(name: str) -> tuple[str, ...]:
+    """The dialects that have added a name to the layer types of generation V1."""
+    return tuple(dialect.name for dialect in dialects().values() if name in dialect.v1_types)
 
 
 def forks_with_field(kind: str, name: str) -> tuple[str, ...]:

@@ -28,11 +28,11 @@ from caffe_compat.upgrade import Upgraded, copy_fields, upgrade_net
 MAX_AXES = 32
 MAX_COUNT = 2**31 - 1
 
-PROFILES: dict[str, Callable[[pb.NetParameter, SourceMap | None], Upgraded]] = {
+PROFILES: dict[str, Callable[[pb.NetParameter, SourceMap | None, str], Upgraded]] = {
     "bvlc": upgrade_net,
     DEC2013: dec2013.read,
 }
-"""Whose semantics -> how a net of any generation is brought to the newest one."""
+"""Whose semantics -> how a net of any generation, of a dialect, is brought to the newest one."""
 
 
 class Value(NamedTuple):
@@ -131,7 +131,7 @@ class Graph:
         Raises:
             GraphError: the net breaks one of Caffe's rules; `Problems` when there are several.
         """
-        upgraded = newest(net, profile, source)
+        upgraded = newest(net, profile, source, dialect)
         context = Context(phase, profile, dialect, folder)
         return cls.from_upgraded(
             upgraded, context, stages=stages, level=level, input_shapes=input_shapes, source=source, collect=collect
@@ -201,7 +201,7 @@ def rebuild(net: pb.NetParameter, context: Context, input_shapes: Mapping[str, S
     )
 
 
-def newest(net: pb.NetParameter, profile: str, source: SourceMap | None = None) -> Upgraded:
+def newest(net: pb.NetParameter, profile: str, source: SourceMap | None = None, dialect: str = "") -> Upgraded:
     """A net of any generation in the newest one, as the profile reads it.
 
     Raises:
@@ -210,7 +210,7 @@ def newest(net: pb.NetParameter, profile: str, source: SourceMap | None = None) 
     """
     if profile not in PROFILES:
         raise GraphError(f'no profile called "{profile}"', remedy=f"profiles: {', '.join(PROFILES)}")
-    return PROFILES[profile](net, source)
+    return PROFILES[profile](net, source, dialect)
 
 
 def _included(

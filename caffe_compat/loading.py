@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 from caffe_compat.source import Document
 from caffe_compat.textformat import parse
-from caffe_compat.upgrade import Upgraded
+from caffe_compat.upgrade import Upgraded, strange_types
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
@@ -91,7 +91,7 @@ def open_net(
         state: phase, profile and so on.
         strict: layers of the net without weights are an error.
         deploy: replace data and loss layers; by default only when the net comes with the weights.
-        collect: keep the graph's problems instead of raising them.
+        collect: keep the graph's problems instead of raising them, unless Caffe cannot even read the file.
 
     Raises:
         FormatError: a file cannot be read.
@@ -111,15 +111,10 @@ def open_net(
     doubts = guess.problems()
     if not collect:
         raise_all(doubts)
-    graph = Graph.from_upgraded(
-        upgraded,
-        _context(Path(net), state),
-        stages=state.stages,
-        level=state.level,
-        input_shapes=state.input_shapes,
-        source=document.map,
-        collect=collect,
-    )
+    strange = strange_types(_net(document), document.map, guess.dialect)
+    graph = _graph(Path(net), upgraded, document, state, collect=collect or bool(strange))
+    if strange:
+        raise_all(_with_others(strange, (*doubts, *graph.problems)))
     notes = tuple(dict.fromkeys((*guess.notes(), *upgraded.notes, *losses, *graph.notes)))
     graph = replace(graph, notes=notes, problems=(*doubts, *graph.problems))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
@@ -129,7 +124,7 @@ def open_net(
 def _upgraded(document: Document, state: State) -> Upgraded:
     """The net in the newest generation; what keeps it from that is told with the fields that are not known."""
     try:
-        return newest(_with_shapes(_net(document), state.input_shapes), state.profile, document.map)
+        return newest(_with_shapes(_net(document), state.input_shapes), state.profile, document.map, state.dialect)
     except (GraphError, Problems, UpgradeError) as error:
         judged = (judge_unknown(unknown, state.dialect) for unknown in document.map.unknown)
         raise_all(
@@ -139,6 +134,24 @@ def _upgraded(document: Document, state: State) -> Upgraded:
             ]
         )
         raise
+
+
+def _graph(path: Path, upgraded: Upgraded, document: Document, state: State, *, collect: bool) -> Graph:
+    return Graph.from_upgraded(
+        upgraded,
+        _context(path, state),
+        stages=state.stages,
+        level=state.level,
+        input_shapes=state.input_shapes,
+        source=document.map,
+        collect=collect,
+    )
+
+
+def _with_others(first: Sequence[VggcError], others: Iterable[VggcError]) -> list[VggcError]:
+    """Errors, and those others that are at other places."""
+    places = {error.where for error in first}
+    return [*first, *(error for error in others if error.where not in places)]
 
 
 def _with_shapes(net: pb.NetParameter, given: Mapping[str, Sequence[int]] | None) -> pb.NetParameter:

@@ -108,7 +108,7 @@ def _graph(
 ) -> tuple[Graph | None, Sequence[VggcError]]:
     """The graph as far as it can be built, and what is refused."""
     try:
-        upgraded = newest(net, context.profile, source)
+        upgraded = newest(net, context.profile, source, context.dialect)
         graph = Graph.from_upgraded(upgraded, context, input_shapes=shapes, source=source, collect=True)
     except Problems as problems:
         return None, problems.errors

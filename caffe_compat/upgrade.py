@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from caffe_compat.dialects import dialects, forks_with_v1_type
 from caffe_compat.errors import UpgradeError, VggcError, Where
 from caffe_compat.generations import (
     DATA_PARAMS,
@@ -66,6 +67,7 @@ class Work:
     """A net on its way: `net` is changed in place, `origins` follows its layers."""
 
     net: pb.NetParameter
+    dialect: str = ""
     source: SourceMap = field(default_factory=SourceMap)
     origins: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -93,13 +95,18 @@ def upgrade(net: pb.NetParameter) -> pb.NetParameter:
     return upgrade_net(net).net
 
 
-def upgrade_net(net: pb.NetParameter, source: SourceMap | None = None) -> Upgraded:
+def upgrade_net(net: pb.NetParameter, source: SourceMap | None = None, dialect: str = "") -> Upgraded:
     """Bring a net to the newest generation (UpgradeNetAsNeeded). Blobs inside layers go along.
+
+    Args:
+        net: the net; it is not changed.
+        source: positions for messages.
+        dialect: the fork whose layer types V1 layers may have as well.
 
     Raises:
         UpgradeError: Caffe would refuse the net, or would drop whole layers.
     """
-    work = Work(_without_blobs(net), source or SourceMap())
+    work = Work(_without_blobs(net), dialect, source or SourceMap())
     generation = generation_of(net)
     kind = "layers" if net.layers else "layer"
     work.origins = [f"{kind}[{i}]" for i in range(len(net.layers) or len(net.layer))]
@@ -162,16 +169,24 @@ def _attach_blobs(work: Work, net: pb.NetParameter) -> None:
 
 def _lost(net: pb.NetParameter, work: Work) -> Iterator[VggcError]:
     """Fields and types of forks in V0 and V1 layers: their numbers mean something else in V2."""
+    yield from strange_types(net, work.source, work.dialect)
     for index, layer in enumerate(net.layers):
-        if layer.fork_type:
-            what = f"V1 layer type {layer.fork_type} is not one of Caffe's; it stays as it is"
-            where = work.where(index, "type", layer.name)
-            yield UpgradeError(what, where=where, remedy="write what the fork calls it in V2")
         numbers = sorted({*_unknown(layer), *_unknown(layer.layer)})
         if numbers:
             name = layer.layer.name if layer.HasField("layer") else layer.name
             what = f"unknown field(s) {', '.join(map(str, numbers))} have no place in V2; dropped"
             yield UpgradeError(what, where=work.where(index, layer=name), remedy="upgrade with the fork that wrote it")
+
+
+def strange_types(net: pb.NetParameter, source: SourceMap, dialect: str) -> list[UpgradeError]:
+    """Layer types of forks in a V1 net, which Caffe's parser refuses, but for those of the net's own dialect."""
+    found = []
+    for index, layer in enumerate(net.layers):
+        if layer.fork_type and not v2_type(layer, dialect):
+            what = f"V1 layer type {layer.fork_type} is not one of Caffe's; it stays as it is"
+            where = source.at(f"layers[{index}]", "type").in_layer(layer.name)
+            found.append(UpgradeError(what, where=where, remedy=_fork_remedy(layer.fork_type)))
+    return found
 
 
 def _unknown(message: Message) -> list[int]:
@@ -363,7 +378,7 @@ def _apply_v1(work: Work) -> None:
     if work.net.layer:
         _refuse_both(work)
     for old in work.net.layers:
-        _v1_layer(old, work.net.layer.add())
+        _v1_layer(old, work.net.layer.add(), work.dialect)
     work.notes.append(f"upgraded {len(work.net.layers)} V1 layer(s) to V2")
     work.net.ClearField("layers")
 
@@ -374,13 +389,24 @@ def _refuse_both(work: Work) -> None:
     raise UpgradeError(what, where=where, remedy="write all of them as `layer` with a quoted type")
 
 
-def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter) -> None:
+def v2_type(layer: pb.V1LayerParameter, dialect: str) -> str:
+    """The type string of a V1 layer; "" when its type is neither Caffe's nor the dialect's."""
+    if not layer.fork_type:
+        return V1_TYPES[pb.V1LayerParameter.LayerType.Name(layer.type)]
+    own = dialects().get(dialect)
+    return own.v1_types.get(layer.fork_type, "") if own else ""
+
+
+def _fork_remedy(fork_type: str) -> str:
+    forks = forks_with_v1_type(fork_type)
+    return f"use --dialect {' or '.join(forks)}" if forks else "write what the fork calls it in V2"
+
+
+def _v1_layer(old: pb.V1LayerParameter, new: pb.LayerParameter, dialect: str) -> None:
     """UpgradeV1LayerParameter."""
     for name, value in _fields(old):
-        if name == "type":
-            new.type = V1_TYPES[pb.V1LayerParameter.LayerType.Name(old.type)]
-        elif name == "fork_type":
-            new.type = old.fork_type
+        if name in ("type", "fork_type"):
+            new.type = v2_type(old, dialect) or old.fork_type
         elif name in V1_SPECS:
             for index, entry in enumerate(value):
                 while len(new.param) <= index:

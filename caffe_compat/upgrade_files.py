@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from google.protobuf.message import Message
 
-from caffe_compat.dialects import restore
+from caffe_compat.dialects import resolve, restore
 from caffe_compat.errors import FormatError, UpgradeError, VggcError, Where, raise_all
 from caffe_compat.mapped import map_file
 from caffe_compat.reading import read_document
@@ -91,7 +91,7 @@ def upgrade_file(path: str | PathLike[str], *, strict: bool = False, dialect: st
     Args:
         path: the file.
         strict: refuse fields that have no place in the result, and fields that neither Caffe nor a known fork has.
-        dialect: the fork that wrote a binary net; "" to judge by the file.
+        dialect: the fork that wrote a binary net, "" to judge by the file; or the one whose layer types a V1 net has.
 
     Raises:
         FormatError: it cannot be read.
@@ -99,7 +99,7 @@ def upgrade_file(path: str | PathLike[str], *, strict: bool = False, dialect: st
     """
     document = read_document(path, dialect)
     message = document.message
-    file = _net(document, message) if isinstance(message, pb.NetParameter) else _solver(document)
+    file = _net(document, message, resolve(dialect)) if isinstance(message, pb.NetParameter) else _solver(document)
     if strict:
         strange = {
             str(unknown.where): _strange(unknown, "neither Caffe nor a known fork has a field")
@@ -113,9 +113,9 @@ def _is_binary(places: SourceMap) -> bool:
     return next((where.offset >= 0 for where in places.positions.values()), False)
 
 
-def _net(document: Document, net: pb.NetParameter) -> UpgradedFile:
+def _net(document: Document, net: pb.NetParameter, dialect: str) -> UpgradedFile:
     places = document.map
-    up = upgrade_net(net, places)
+    up = upgrade_net(net, places, dialect)
     lost = [] if _is_binary(places) else _lost(places, up.net, up.origins)
     return UpgradedFile(
         source=places.source,

@@ -95,7 +95,7 @@ def _build(document: Document, phase: str, own: pb.NetState, place: Place, profi
     state.MergeFrom(message.state)
     state.MergeFrom(own)
     graph = Graph.from_upgraded(
-        newest(message, profile, document.map),
+        newest(message, profile, document.map, dialect),
         Context(pb.Phase.Name(state.phase), profile, dialect, str(place.folder), dict(place.shared)),
         stages=list(state.stage),
         level=state.level,

@@ -51,3 +51,22 @@ def test_unknown_fields_are_told_with_what_forbids_the_upgrade(path: Path) -> No
     assert [line for _, line, _ in told] == [2, 1, 3]
     assert told[0][0] is UpgradeError
     assert [what for _, _, what in told[1:]] == ['unknown field "bottom"', 'unknown field "colour"']
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_layer_types_of_forks_in_v1_nets_are_told_with_all_other_problems(tmp_path: Path, collect: bool) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        'layers { name: "d" type: DUMMY_DATA top: "x" dummy_data_param { num: 1 channels: 2 height: 3 width: 3 } }\n'
+        'layers { name: "m" type: LRN_MAP bottom: "x" top: "y" lrn_map_param { } }\n'
+        'layers { name: "t" type: LRN_MAP bottom: "x" top: "z" include { phase: TRAIN } }\n'
+        'layers { name: "c" type: CONVOLUTION bottom: "x" top: "c" }\n'
+    )
+    with pytest.raises(Problems) as caught:
+        open_net(path, collect=collect)
+    assert [(error.where.line, error.what) for error in caught.value.errors] == [
+        (2, "V1 layer type LRN_MAP is not one of Caffe's; it stays as it is"),
+        (3, "V1 layer type LRN_MAP is not one of Caffe's; it stays as it is"),
+        (2, 'unknown field "lrn_map_param"'),
+        (4, "kernel_size is given 0 time(s) for 2 spatial axes"),
+    ]
