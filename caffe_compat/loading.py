@@ -76,7 +76,7 @@ class Opened:
 
 def open_net(
     net: PathOrName,
-    weights: PathOrName | None = None,
+    weights: PathOrName | Weights | None = None,
     state: State | None = None,
     *,
     strict: bool = True,
@@ -87,7 +87,7 @@ def open_net(
 
     Args:
         net: .prototxt, or a .caffemodel or .safetensors that carries its net.
-        weights: .caffemodel, .h5, .safetensors or .pt; by default those that `net` carries.
+        weights: .caffemodel, .h5, .safetensors or .pt, or what was read of one; by default those that `net` carries.
         state: phase, profile and so on.
         strict: layers of the net without weights are an error.
         deploy: replace data and loss layers; by default only when the net comes with the weights.
@@ -102,7 +102,7 @@ def open_net(
     document, carried = _read(Path(net), state)
     guess = document.guess or told(state.dialect) or guess_net(_net(document), document.map)
     state = replace(state, dialect=guess.dialect)
-    blobs = read_weights(weights) if weights is not None else carried
+    blobs = _blobs(weights) if weights is not None else carried
     upgraded = _upgraded(document, state)
     losses = [*map(str, upgraded.problems), *ignored_fields(_net(document), document.map, guess.dialect)]
     if carried is not None if deploy is None else deploy:
@@ -119,6 +119,10 @@ def open_net(
     graph = replace(graph, notes=notes, problems=(*doubts, *graph.problems))
     bound = bind(graph, blobs, strict=strict) if blobs is not None and not graph.problems else None
     return Opened(graph, _net(document), upgraded.generation, blobs, bound, notes, tuple(losses), guess)
+
+
+def _blobs(weights: PathOrName | Weights) -> Weights:
+    return weights if isinstance(weights, Weights) else read_weights(weights)
 
 
 def _upgraded(document: Document, state: State) -> Upgraded:

@@ -9,7 +9,8 @@ import json
 import mmap
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,10 @@ from caffe_compat.weights import Blob, LayerBlobs, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAMES = "caffe_names"
+"""The metadata entry of a file with other names than Caffe's: JSON, name -> [layer, index, blob, shape] of Caffe's."""
+ABOUT = "extra/vggc.json"
+"""The member of a .pt that has the entries which other formats call metadata."""
 MAX_HEADER = 16 << 20
 MAX_AXES = 32
 DAMAGED = "the file is cut short or damaged: fetch it again"
@@ -66,7 +71,7 @@ def read_safetensors(path: PathName) -> Weights:
         what = f"the tensors end at byte {at} of {len(data)}"
         raise BinaryError(what, where=Where(source, offset=8), remedy=DAMAGED)
     found = [(entry.name, _view(data, entry, source)) for entry in entries]
-    return Weights(_layers(found, source), source, "safetensors", metadata)
+    return Weights(_layers(found, source, metadata), source, "safetensors", metadata)
 
 
 def _header(data: mmap.mmap, source: str) -> tuple[dict[str, Any], int]:
@@ -137,30 +142,44 @@ def read_pt(path: PathName) -> Weights:
         FormatError: it is no such table, or holds anything but dense float tensors.
     """
     source = os.fspath(path)
-    _check_archive(source)
+    metadata = _check_archive(source)
     table = _load(source)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise FormatError(f"it holds a {type(table).__name__}, not a state dict", where=source, remedy=_FLAT)
     found = [(name, _tensor(name, value, source)) for name, value in table.items()]
-    return Weights(_layers(found, source), source, "pt")
+    return Weights(_layers(found, source, metadata), source, "pt", metadata)
 
 
 _FLAT = "save with torch.save(model.state_dict(), path)"
 
 
-def _check_archive(source: str) -> None:
-    """torch maps the members where they lie; compressed or overlapping ones would be read wrongly."""
+def _check_archive(source: str) -> dict[str, str]:
+    """What the file says of itself. torch maps the members where they lie: none may be compressed, or overlap."""
     data = map_file(source)
     if data[:4] != b"PK\x03\x04":
         raise BinaryError("this is not a zip archive as torch.save writes it", where=source, remedy=_FLAT)
     try:
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
+            about = next((member for member in members if member.filename.partition("/")[2] == ABOUT), None)
+            text = archive.read(about) if about and about.file_size <= min(MAX_HEADER, len(data)) else b"{}"
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BinaryError(f"the archive is damaged: {error}", where=source, remedy=DAMAGED) from error
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if packed or sum(member.file_size for member in members) > len(data):
         raise BinaryError("the archive is compressed, or claims more than it holds", where=source, remedy=_FLAT)
+    return _stated(text, source)
+
+
+def _stated(text: bytes, source: str) -> dict[str, str]:
+    """The entries of a file that we have written; {} of others."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise BinaryError(f"its {ABOUT} is no table of strings", where=source, remedy=DAMAGED)
+    return found
 
 
 def _load(source: str) -> Any:
@@ -203,10 +222,17 @@ def _values(tensor: Tensor) -> Any:
 # -- names -------------------------------------------------------------------------------------------------
 
 
-def _layers(found: Iterable[tuple[str, Blob]], source: str) -> tuple[LayerBlobs, ...]:
+def _layers(
+    found: Iterable[tuple[str, Blob]], source: str, metadata: Mapping[str, str] | None = None
+) -> tuple[LayerBlobs, ...]:
     """Tensors gathered by layer, each layer's in Caffe's order as far as their names tell it."""
     layers: dict[str, dict[str, Blob]] = {}
+    places = _places(metadata or {}, source)
     for key, blob in found:
+        if key in places:
+            layer, index, shape = places[key]
+            layers.setdefault(layer, {})[str(index)] = _as(blob, shape, key, source)
+            continue
         layer, dot, name = key.rpartition(".")
         if not dot:
             what = f'tensor "{key}" is not called <layer>.<blob>'
@@ -218,6 +244,36 @@ def _layers(found: Iterable[tuple[str, Blob]], source: str) -> tuple[LayerBlobs,
         where = Where(source, layer=layer)
         ordered.append(LayerBlobs(layer, tuple(blobs[name] for name in names), "", where, names))
     return tuple(ordered)
+
+
+def _places(metadata: Mapping[str, str], source: str) -> dict[str, tuple[str, int, tuple[int, ...]]]:
+    """What a file written with other names than Caffe's says about them: name -> layer, place and shape.
+
+    Raises:
+        BinaryError: the entry is not as we write it.
+    """
+    try:
+        table = json.loads(metadata.get(NAMES, "{}"))
+        found = {name: (layer, index, tuple(shape)) for name, (layer, index, _blob, shape) in table.items()}
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        found = {"": ("", -1, ())}
+    for layer, index, shape in found.values():
+        numbers = (index, *shape)
+        if not isinstance(layer, str) or any(type(number) is not int or number < 0 for number in numbers):
+            what = f'the metadata entry "{NAMES}" is not valid'
+            raise BinaryError(what, where=source, remedy="convert the model again")
+    if len({place[:2] for place in found.values()}) != len(found):
+        what = f'the metadata entry "{NAMES}" gives two tensors one place'
+        raise BinaryError(what, where=source, remedy="convert the model again")
+    return found
+
+
+def _as(blob: Blob, shape: tuple[int, ...], name: str, source: str) -> Blob:
+    """The blob in Caffe's shape."""
+    if prod(shape) != blob.values.size:
+        what = f'tensor "{name}" has {blob.values.size} values, the shape stated for it {prod(shape)}'
+        raise BinaryError(what, where=source, remedy="convert the model again")
+    return replace(blob, shape=shape)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

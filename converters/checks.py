@@ -166,12 +166,13 @@ def verified(
     """
     from converters.sides import model_side, open_side
 
-    if written.renamed or kind == "prototxt":
+    if kind == "prototxt":
         return None
     if kind in ("pt", "h5") and written.graph is not None:
-        theirs = model_side(str(path), replace(written, arrays=bind(written.graph, read_weights(path)).arrays))
+        arrays = bind(written.graph, read_weights(path)).arrays
+        theirs = model_side(str(path), replace(written, arrays=arrays, renamed={}, reshaped={}))
     else:
-        theirs = open_side(path, None, state)
+        theirs = replace(open_side(path, None, state), exchanged=written.exchanged)
     ours = open_side(source) if source.suffix.lower() == ".onnx" else model_side(str(source), original)
     return summary(ours, theirs, tolerance)
 

@@ -57,7 +57,13 @@ shapes_option = click.option(
 @click.option(
     "--net", type=click.Path(path_type=Path), help="Prototxt of the net, when SRC does not carry the right one."
 )
-@click.option("--names", type=click.Choice(SCHEMES), default="caffe", show_default=True, help="Names of the weights.")
+@click.option(
+    "--names",
+    type=click.Choice(SCHEMES),
+    default="caffe",
+    show_default=True,
+    help="Names of the weights in results; or in SRC, where they are called so.",
+)
 @click.option("--opset", type=int, default=17, show_default=True, help="Operator set of ONNX results.")
 @click.option("--static-batch", is_flag=True, help="Keep the declared batch size in ONNX results.")
 @shapes_option

@@ -19,9 +19,11 @@ from caffe_compat.weights import Weights
 from caffe_compat.wire import read_caffemodel
 from converters import names as naming
 from converters.card import check_cards, write_cards
+from converters.channels import COLORS
 from converters.checks import Verified, equal_blobs, verified
 from converters.extras import Extras, check_extras, license_text, pixels_for, sentence, transformed
-from converters.model import Model
+from converters.model import EXCHANGED, Model
+from converters.renaming import in_nets_names, read_table
 from converters.streaming import Payloads, Progress, Target
 
 Write = Callable[[Model, Target, Payloads, "Options"], None]
@@ -33,7 +35,8 @@ class Options:
 
     Attributes:
         net: prototxt that describes the net, when the source does not carry it or carries another.
-        names: "caffe" (`conv1_1.weight`) or "torchvision" (`features.0.weight`, VGG only).
+        names: of weights, "caffe" (`conv1_1.weight`), or "torchvision" or "timm" (`features.0.weight`, VGG only); of
+            the source's when it has these, or else of the results'.
         opset: of ONNX results.
         dynamic_batch: leave the batch size of ONNX results open.
         strict: refuse whatever would otherwise be dropped, replaced or cast with a note.
@@ -216,7 +219,7 @@ def convert(
         original = payloads.source(os.fspath(source))
         original.hash()
         read = prepare(source, options)
-        prepared = replace(read, model=transformed(read.model, options.extras))
+        prepared = replace(read, model=_finished(read, options))
         made: list[Target] = []
         results: list[Result] = []
         for path, kind in zip(targets, kinds, strict=True):
@@ -297,14 +300,19 @@ def _twice(targets: Sequence[Path]) -> Iterator[ConversionError]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready to be written, and where it comes from."""
+    """A model ready to be written, and where it comes from.
+
+    Attributes:
+        names_read: the source has the names that the options tell.
+    """
 
     model: Model
     generation: str
+    names_read: bool = False
 
 
 def prepare(source: Path, options: Options) -> Prepared:
-    """Read a model and give its weights the names asked for.
+    """Read a model.
 
     Raises:
         VggcError: the files cannot be read, the net cannot be built, the weights do not fit it; or, when
@@ -321,7 +329,15 @@ def prepare(source: Path, options: Options) -> Prepared:
     if options.strict:
         remedy = "leave out --strict to accept it"
         raise_all(ConversionError(loss, where=str(source), remedy=remedy) for loss in losses)
-    return replace(prepared, model=naming.rename(prepared.model, options.names))
+    return prepared
+
+
+def _finished(read: Prepared, options: Options) -> Model:
+    """The model as it is to be written: transformed, and under the names asked for."""
+    model = transformed(read.model, options.extras)
+    if read.names_read:
+        return model
+    return naming.rename(model, options.names, read_table(options.extras.rename))
 
 
 def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]]:
@@ -330,7 +346,8 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     Data and loss layers are always replaced.
     """
     net, weights = (options.net, source) if options.net else (source, None)
-    opened = open_net(net, weights, options.state, deploy=True, collect=True)
+    given = _in_nets_names(net, weights, options) if weights else None
+    opened = open_net(net, given or weights, options.state, deploy=True, collect=True)
     raise_all(opened.graph.problems)
     if opened.weights is None or opened.bound is None:
         raise WeightsError("there are no weights", where=str(source), remedy="give a .caffemodel")
@@ -341,7 +358,30 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     ready: Mapping[str, Any] = preprocessing(opened.original, channels) or carried(opened.weights.metadata)
     if options.net and not ready:
         ready = _of_caffemodel(source, opened.weights, channels)
-    return Prepared(Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready), opened.generation), losses
+    if given:
+        ready = {"channel_order": "RGB", **ready} if channels == COLORS and options.names != "caffe" else ready
+        notes = (*notes, *_read_so(options))
+    exchanged = opened.weights.metadata.get(EXCHANGED, "")
+    model = Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready, exchanged=exchanged)
+    return Prepared(model, opened.generation, given is not None), losses
+
+
+def _in_nets_names(net: Path, source: Path, options: Options) -> Weights | None:
+    """The weights under the net's names, when the file has those that the options tell."""
+    table = read_table(options.extras.rename)
+    if options.names == "caffe" and not table:
+        return None
+    graph = open_net(net, None, options.state, deploy=True).graph
+    return in_nets_names(graph, read_weights(source), naming.names_of(graph, options.names, table))
+
+
+def _read_so(options: Options) -> list[str]:
+    """What a user should know of weights that were read under other names."""
+    if options.names == "caffe":
+        return ["the weights were found under the names of the table"]
+    said = "" if options.extras.rgb else ", which the net's first convolution takes too (--rgb exchanges the channels)"
+    pixels = naming.PIXELS.format(scheme=options.names)
+    return [f"the weights were found under {options.names} names; {pixels}{said}"]
 
 
 def _imported(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -18,6 +19,13 @@ OPTIONS = (
     ),
     click.option("--card", is_flag=True, help="Write a model card, <result>.card.md, beside each result."),
     click.option("--license", default="", metavar="FILE|TEXT", help="The licence for the card."),
+    click.option(
+        "--rename",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help='JSON, {"layer": "other name", ...}: names of weights, as --names.',
+    ),
+    click.option("--rgb", is_flag=True, help="Exchange blue and red in the weights of the first layer."),
     click.option("--fp16", is_flag=True, help="Round kernels and matrices to float16."),
     click.option(
         "--fold-bn",

@@ -33,6 +33,8 @@ class Extras:
         license: the licence's text, or a file that has it; for the card.
         fp16: round kernels and matrices to float16.
         fold_bn: put BatchNorm and Scale into the weights before them.
+        rgb: exchange blue and red in the weights of the first layer.
+        rename: a JSON table of names, see renaming.read_table.
         preprocess: let ONNX results take pixels.
         mean, scale, channel_order: for `preprocess`, in place of what the net's data layer says; see read_pixels.
     """
@@ -43,6 +45,8 @@ class Extras:
     license: str = ""
     fp16: bool = False
     fold_bn: bool = False
+    rgb: bool = False
+    rename: Path | None = None
     preprocess: bool = False
     mean: str = ""
     scale: float | None = None
@@ -61,8 +65,8 @@ def check_extras(extras: Extras, kinds: Sequence[str], weights_only: bool = Fals
     Raises:
         ConversionError: an option has nothing to act on.
     """
-    if weights_only and (extras.verify or extras.fold_bn):
-        raise ConversionError("--verify and --fold-bn need the net", remedy="leave out --weights-only")
+    if weights_only and (extras.verify or extras.fold_bn or extras.rgb):
+        raise ConversionError("--verify, --fold-bn and --rgb need the net", remedy="leave out --weights-only")
     if extras.preprocess and "onnx" not in kinds:
         raise ConversionError("--preprocess is for ONNX results", remedy="name one, or leave it out")
     if (extras.mean or extras.scale is not None or extras.channel_order) and not extras.preprocess:
@@ -81,6 +85,10 @@ def transformed(model: Model, extras: Extras) -> Model:
     Raises:
         ConversionError: its net cannot be folded, or images cannot be prepared for it.
     """
+    if extras.rgb:
+        from converters.channels import exchanged
+
+        model = exchanged(model)
     if extras.fold_bn:
         from converters.folding import folded
 

@@ -15,9 +15,12 @@ from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from caffe_compat.profiles import differences
 from caffe_compat.profiles import notes as profile_notes
+from caffe_compat.tensor_weights import NAMES
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 
+SHOWN = (NET, NAMES, "format", "preprocessing")
+"""Entries of metadata that are shown in their own way, or tell a user nothing."""
 Shape = tuple[int | str, ...]
 """Sizes of a blob; in ONNX models one that is left open has a name, usually "N"."""
 
@@ -149,7 +152,7 @@ def _net(path: Path, state: State) -> Inspection:
 
 def about(metadata: Mapping[str, str]) -> dict[str, str]:
     """The entries that are not shown otherwise."""
-    return {key: value for key, value in sorted(metadata.items()) if key not in (NET, "format", "preprocessing")}
+    return {key: value for key, value in sorted(metadata.items()) if key not in SHOWN}
 
 
 def _profiles(opened: Opened, path: Path, state: State) -> tuple[str, ...]:

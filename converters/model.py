@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from caffe_compat.graph import Graph, ParamKey
 from caffe_compat.layers.base import Layer, Shape, registered
 from caffe_compat.loading import NET
-from caffe_compat.tensor_weights import is_index
+from caffe_compat.tensor_weights import NAMES, is_index
 from caffe_compat.textformat import dump
 from caffe_compat.weights import Blob, LayerBlobs, Weights
+
+EXCHANGED = "exchanged_channels"
+"""The metadata entry with the input whose blue and red have been exchanged."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Model:
         notes: sentences for the user: what was replaced, dropped or cast.
         preprocessing: mean, scale, crop and channel order that the net was trained with.
         renamed: owner of a parameter blob -> the name to write in place of Caffe's `<layer>.<blob>`.
+        reshaped: owner of a renamed blob -> the shape that goes with that name, in files of weights.
+        exchanged: the input of which the net takes blue and red in each other's place, "" for none.
     """
 
     graph: Graph | None
@@ -53,6 +58,8 @@ class Model:
     notes: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = field(default_factory=dict)
     renamed: Mapping[ParamKey, str] = field(default_factory=dict)
+    reshaped: Mapping[ParamKey, Shape] = field(default_factory=dict)
+    exchanged: str = ""
 
     def blobs(self) -> Iterator[NamedBlob]:
         """Each parameter blob once, in Caffe's order; shared ones under their owner."""
@@ -62,14 +69,14 @@ class Model:
         for position, node in enumerate(self.graph.nodes):
             for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
                 if key == ParamKey(position, index) and key in self.arrays:
-                    yield NamedBlob(node.layer.name, index, self.name(key), shape, self.arrays[key])
+                    made = self.reshaped.get(key, shape)
+                    yield NamedBlob(node.layer.name, index, self.name(key), made, self.arrays[key])
 
     def name(self, key: ParamKey) -> str:
         """The name of a parameter blob in the target, by its owner."""
         if key in self.renamed or self.graph is None:
             return self.renamed[key]
-        layer = self.graph.nodes[key.node].layer
-        return f"{layer.name}.{blob_name(type(layer), key.blob)}"
+        return own_name(self.graph, key)
 
     def metadata(self) -> dict[str, str]:
         """What travels inside an artefact: the net as prototxt text of the newest generation, whose semantics, which
@@ -81,7 +88,19 @@ class Model:
             entries |= {"caffe_dialect": context.dialect} if context.dialect else {}
         if self.preprocessing:
             entries["preprocessing"] = json.dumps(self.preprocessing, sort_keys=True)
+        if self.exchanged:
+            entries[EXCHANGED] = self.exchanged
+        if self.renamed:
+            entries[NAMES] = json.dumps(dict(self._places()), sort_keys=True)
         return entries
+
+    def _places(self) -> Iterator[tuple[str, tuple[str, int, str, Shape]]]:
+        """Names that are not Caffe's -> layer, the blob's place in it and its own name, and Caffe's shape."""
+        for key, name in self.renamed.items() if self.graph else ():
+            node = self.graph.nodes[key.node]
+            if name != own_name(self.graph, key):
+                blob = blob_name(type(node.layer), key.blob)
+                yield name, (node.layer.name, key.blob, blob, node.blob_shapes[key.blob])
 
 
 def _unbound(weights: Weights) -> Iterator[NamedBlob]:
@@ -109,6 +128,12 @@ def _places(layer: LayerBlobs) -> list[tuple[int, str]]:
         places = {blobs.index(name) for blobs in able if name in words} or {int(name) if is_index(name) else -1}
         found.append((places.pop() if len(places) == 1 else -1, name))
     return found
+
+
+def own_name(graph: Graph, key: ParamKey) -> str:
+    """Caffe's name of a parameter blob, by its owner: `<layer>.<blob>`."""
+    layer = graph.nodes[key.node].layer
+    return f"{layer.name}.{blob_name(type(layer), key.blob)}"
 
 
 def blob_name(cls: type[Layer], index: int) -> str:

@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, Value, rebuild
 from caffe_compat.tags import encode_varint
+from caffe_compat.tensor_weights import NAMES
 from converters.half import widen
-from converters.model import Model, NamedBlob, blob_name, tool_version
+from converters.model import EXCHANGED, Model, NamedBlob, blob_name, tool_version
 from converters.onnx_pixels import Pixels, prepend
 from converters.streaming import Payloads, Target
 
@@ -121,7 +122,7 @@ def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBl
     """The checked model without its weights, and the weights that it uses."""
     graph = _checked(model, options)
     names = tensor_names(graph)
-    model = _distinct(model, set(names.values()))
+    model = replace(_distinct(model, set(names.values())), reshaped={})
     weights = {item.name: item for item in (*model.blobs(), *_reshaped(model, graph))}
     batch = batch_values(graph) if options.dynamic_batch else frozenset()
     writer = Writer(weights, options.opset, bool(batch), set(names.values()) | set(weights))
@@ -279,7 +280,8 @@ def _describe(made: onnx.ModelProto, model: Model) -> None:
     """Put in what a user of the file should know."""
     made.doc_string = f'The Caffe net "{made.graph.name}": tensors are called as its blobs, weights <layer>.<blob>.'
     about = model.metadata()
-    helper.set_model_props(made, {key: about[key] for key in ("caffe_profile", "preprocessing") if key in about})
+    kept = ("caffe_profile", "preprocessing", EXCHANGED, NAMES)
+    helper.set_model_props(made, {key: about[key] for key in kept if key in about})
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from caffe_compat.errors import ConversionError, VggcError
+from caffe_compat.tensor_weights import NAMES
 from converters.onnx_reading import read_model
 
 Array = NDArray[Any]
@@ -106,11 +108,21 @@ def initializers(path: Path) -> dict[str, Array]:
         BinaryError: not an ONNX file.
     """
     model = load(path)
+    names = caffes_names(model)
     try:
         return {
-            tensor.name: onnx.numpy_helper.to_array(tensor, str(path.parent.resolve()))
+            names.get(tensor.name, tensor.name): onnx.numpy_helper.to_array(tensor, str(path.parent.resolve()))
             for tensor in model.graph.initializer
             if model.producer_name != PRODUCER or not CONSTANT.search(tensor.name)
         }
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ConversionError(f"its weights cannot be read: {_first_line(error)}", where=str(path)) from error
+
+
+def caffes_names(model: onnx.ModelProto) -> dict[str, str]:
+    """Weights that a model of ours has under other names -> Caffe's, as far as it tells them."""
+    stated = next((entry.value for entry in model.metadata_props if entry.key == NAMES), "{}")
+    try:
+        return {name: f"{layer}.{blob}" for name, (layer, _index, blob, _shape) in json.loads(stated).items()}
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return {}

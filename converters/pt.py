@@ -1,11 +1,13 @@
 """Writing .pt without torch: a plain state dict that `torch.load(weights_only=True)` reads, mapped if asked to.
 
 Layout: https://docs.pytorch.org/docs/stable/notes/serialization.html - an uncompressed zip archive with the table of
-tensors as a pickle (`data.pkl`), which only names what the restricted unpickler knows, and one member a tensor.
+tensors as a pickle (`data.pkl`), which only names what the restricted unpickler knows, and one member a tensor. What
+other formats call metadata is a member that torch does not read (`extra/vggc.json`).
 """
 
 from __future__ import annotations
 
+import json
 import pickletools
 import struct
 import zipfile
@@ -17,7 +19,9 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_compat.loading import NET
 from caffe_compat.mapped import map_file
+from caffe_compat.tensor_weights import ABOUT
 from converters.model import Model, NamedBlob
 from converters.streaming import Payloads, Target, parts
 
@@ -53,6 +57,8 @@ def write(model: Model, target: Target, _payloads: Payloads) -> None:
         _text_member(archive, target, "byteorder", b"little")
         for number, item in enumerate(blobs):
             _member(archive, target, f"data/{number}", item.blob.values.nbytes, parts(item.blob.values))
+        about = {key: value for key, value in model.metadata().items() if key not in (NET, "format")}
+        _text_member(archive, target, ABOUT, json.dumps(about, sort_keys=True).encode())
         _text_member(archive, target, "version", b"3\n")
 
 

@@ -18,7 +18,8 @@ from caffe_compat.errors import FormatError, VggcError, WeightsError
 from caffe_compat.graph import Graph
 from caffe_compat.loading import Opened, State, open_net
 from caffe_compat.preprocessing import carried, color_channels, preprocessing
-from converters.model import Model
+from caffe_compat.weight_files import read_weights
+from converters.model import EXCHANGED, Model
 from converters.pixels import PROPERTY
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Side:
         takes: how the model itself prepares images, when it takes pixels (see converters.pixels).
         contracts: blob -> the blob that it is computed from by a function that brings values closer to each other.
         caffe: it is a net of ours, so `layers` has Caffe's names.
+        exchanged: the input of which it takes blue and red in each other's place, "" for none.
     """
 
     path: str
@@ -60,6 +62,7 @@ class Side:
     takes: Mapping[str, Any] = field(default_factory=dict)
     contracts: Mapping[str, str] = field(default_factory=dict)
     caffe: bool = False
+    exchanged: str = ""
 
 
 def open_side(path: Path, net: Path | None = None, state: State | None = None) -> Side:
@@ -96,7 +99,8 @@ def caffe_side(name: str, opened: Opened) -> Side:
     if opened.bound is None or opened.weights is None:
         raise WeightsError("a net without weights", where=name, remedy="give the weights, and this net with --net")
     prepares = preprocessing(opened.original, color_channels(opened.graph.shapes)) or carried(opened.weights.metadata)
-    model = Model(opened.graph, opened.bound.arrays, opened.weights, (), prepares)
+    exchanged = opened.weights.metadata.get(EXCHANGED, "")
+    model = Model(opened.graph, opened.bound.arrays, opened.weights, (), prepares, exchanged=exchanged)
     return model_side(name, model)
 
 
@@ -136,6 +140,7 @@ def model_side(name: str, model: Model) -> Side:
         model.preprocessing,
         contracts=dict(_contracting(graph)),
         caffe=True,
+        exchanged=model.exchanged,
     )
 
 
@@ -168,6 +173,7 @@ def _onnx(path: Path) -> Side:
         initializers(path),
         run,
         made,
+        exchanged=about.get(EXCHANGED, ""),
         takes=_entries(about.get(PROPERTY, "{}")),
     )
 
@@ -199,7 +205,9 @@ def _python(path: Path) -> Side:
         return {names.get(name, name): value.numpy() for name, value in found.items() if torch.is_tensor(value)}
 
     weights = {_caffe_key(key, names): value.detach().numpy() for key, value in net.state_dict().items()}
-    return Side(str(path), "its own source", dict.fromkeys(blobs, ()), (), weights, run)
+    beside = path.with_suffix(".safetensors")
+    exchanged = read_weights(beside).metadata.get(EXCHANGED, "") if beside.is_file() else ""
+    return Side(str(path), "its own source", dict.fromkeys(blobs, ()), (), weights, run, exchanged=exchanged)
 
 
 def _module(path: Path) -> Any:

@@ -26,6 +26,7 @@ TOLERANCE = 1e-5
 HUGE = 1e37
 """At and above, a value is a sentinel (-FLT_MAX of an empty window): it must be equal and is no magnitude."""
 BEST = 5
+IMAGE_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ def _run(made: Comparison, a: Side, b: Side, options: Options, said: list[str]) 
     """The numerical half."""
     names = _same_inputs(a, b, said)
     inputs, for_a, for_b = _inputs(a, b, names, options)
+    for_b = _exchanged(a, b, names, for_b, said)
     ours, theirs = a.run(for_a), b.run(for_b)
     own = theirs.keys() - for_b.keys(), ours.keys() - for_a.keys()  # what each computes, an input of the other too
     ours = {blob: x for blob, x in ours.items() if blob not in for_a or blob in own[0]}
@@ -281,6 +283,17 @@ def _inputs(
     prepares = a.prepares or b.prepares
     made = read_inputs(options.input, shapes, prepares) if options.input else random_inputs(shapes, options.seed)
     return made, dict(made.values), {names[blob]: value for blob, value in made.values.items()}
+
+
+def _exchanged(
+    a: Side, b: Side, names: Mapping[str, str], values: dict[str, Array], said: list[str]
+) -> dict[str, Array]:
+    """What the second side is fed, with blue and red exchanged when the weights of one side were."""
+    blob = names.get(a.exchanged or b.exchanged, b.exchanged)
+    if bool(a.exchanged) == bool(b.exchanged) or blob not in values or values[blob].ndim != IMAGE_AXES:
+        return values
+    said.append(f"{b.path} was given {blob} with blue and red exchanged, as the weights were")
+    return {**values, blob: np.ascontiguousarray(values[blob][:, ::-1])}
 
 
 def _shapes(a: Side, b: Side, names: Mapping[str, str], options: Options) -> dict[str, Shape]:
