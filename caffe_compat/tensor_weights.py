@@ -162,13 +162,17 @@ def _check_archive(source: str) -> dict[str, str]:
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
             about = next((member for member in members if member.filename.partition("/")[2] == ABOUT), None)
-            text = archive.read(about) if about and about.file_size <= min(MAX_HEADER, len(data)) else b"{}"
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            text = archive.read(about) if about and _readable(about, len(data)) else b"{}"
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise BinaryError(f"the archive is damaged: {error}", where=source, remedy=DAMAGED) from error
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if packed or sum(member.file_size for member in members) > len(data):
         raise BinaryError("the archive is compressed, or claims more than it holds", where=source, remedy=_FLAT)
     return _stated(text, source)
+
+
+def _readable(member: zipfile.ZipInfo, size: int) -> bool:
+    return member.compress_type == zipfile.ZIP_STORED and member.file_size <= min(MAX_HEADER, size)
 
 
 def _stated(text: bytes, source: str) -> dict[str, str]:
