@@ -96,7 +96,9 @@ class Model:
 
     def _places(self) -> Iterator[tuple[str, tuple[str, int, str, Shape]]]:
         """Names that are not Caffe's -> layer, the blob's place in it and its own name, and Caffe's shape."""
-        for key, name in self.renamed.items() if self.graph else ():
+        if self.graph is None:
+            return
+        for key, name in self.renamed.items():
             node = self.graph.nodes[key.node]
             if name != own_name(self.graph, key):
                 blob = blob_name(type(node.layer), key.blob)
