@@ -1,21 +1,20 @@
 """`python -m tests.bench.convert`: a 528 MiB caffemodel to each format, against copying and hashing the same file.
 
-Peers do what they can with the same file: protobuf parses it, OpenCV 4 loads it and runs it. OpenCV is installed into
-./bench/opencv4 the first time; without a network it is left out.
+Peers do what they can with the same file: protobuf parses it, OpenCV 4 loads it and runs it; with --slow-peers OpenVINO
+and MMdnn convert it, once. They are installed the first time; without a network they are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.bench import vgg16
 from tests.bench.measure import Run, median, run
+from tests.bench.peers import PEERS, commands
 
 FORMATS = ("safetensors", "h5", "onnx", "pt")
 LIMIT = 'cp "$0" "$1" && sync "$1" && sha256sum "$1"'
@@ -25,19 +24,11 @@ from caffe_compat.schema import pb
 net = pb.NetParameter.FromString(open(sys.argv[1], "rb").read())
 [np.array(blob.data, np.float32) for layer in net.layers for blob in layer.blobs]
 """
-OPENCV = """
-import sys, numpy as np, cv2
-net = cv2.dnn.readNetFromCaffe(sys.argv[2], sys.argv[1])
-if len(sys.argv) > 3:
-    net.setInput(np.zeros((1, 3, 224, 224), np.float32))
-    net.forward()
-"""
 ONNX_RUNTIME = """
 import sys, numpy as np, onnxruntime as ort
 session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 session.run(None, {"data": np.zeros((1, 3, 224, 224), np.float32)})
 """
-PEERS = Path("bench")
 Job = Callable[[], Run]
 
 
@@ -45,13 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--slow-peers", action="store_true", help="also run peers that take minutes, once")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "vgg16.caffemodel"
         vgg16.write(source)
         size = source.stat().st_size / 2**20
         print(f"source: {size:.0f} MiB, generation V1; {options.repeats} runs each, interleaved")
-        report(collect({**jobs(source), **peers(source)}, options.repeats))
+        report(collect({**jobs(source), **peers(source, options.slow_peers)}, options.repeats))
 
 
 def jobs(source: Path) -> Mapping[str, Job]:
@@ -70,30 +62,14 @@ def jobs(source: Path) -> Mapping[str, Job]:
     return made
 
 
-def peers(source: Path) -> Mapping[str, Job]:
-    """What others do with the file; nothing is written."""
+def peers(source: Path, slow: bool) -> Mapping[str, Job]:
+    """What others do with the file."""
     made: dict[str, Job] = {
         "peer: protobuf parse + np.array": lambda: run([sys.executable, "-c", PROTOBUF, str(source)])
     }
-    if python := opencv():
-        command = [python, "-c", OPENCV, str(source), str(source.with_suffix(".prototxt"))]
-        made["peer: OpenCV 4, load"] = lambda: run(command)
-        made["peer: OpenCV 4, load + forward"] = lambda: run([*command, "forward"])
+    for name, command in commands(source, slow).items():
+        made[name] = lambda command=command: run(command)  # type: ignore[misc]
     return made
-
-
-def opencv() -> str:
-    """The interpreter of an environment with OpenCV 4, whose successor reads no Caffe nets; "" without one."""
-    folder = PEERS / "opencv4"
-    python = str((folder / "bin" / "python").absolute())
-    if not folder.exists() or subprocess.run([python, "-c", "import cv2"], capture_output=True, check=False).returncode:
-        venv.create(folder, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "install", "-qq", "opencv-python-headless<5"]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"OpenCV 4 is left out, it cannot be installed: {done.stderr.strip().splitlines()[-1]}")
-            return ""
-    return python
 
 
 def _writing(command: list[str], target: Path) -> Run:
@@ -108,10 +84,17 @@ def collect(work: Mapping[str, Job], repeats: int) -> Mapping[str, list[Run]]:
     runs: dict[str, list[Run]] = {name: [] for name in work}
     for index in range(repeats + 1):
         for name, job in work.items():
+            if _slow(name) and index != 1:
+                continue
             result = job()
             if index:
                 runs[name].append(result)
     return runs
+
+
+def _slow(name: str) -> bool:
+    peer = PEERS.get(name.removeprefix("peer: "))
+    return peer is not None and peer.slow
 
 
 def report(runs: Mapping[str, list[Run]]) -> None:
