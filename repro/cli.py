@@ -34,6 +34,7 @@ COMMANDS = {
         "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."
     ),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
+    "plot": Entry("repro.plot_command:plot", "Draw loss, accuracy and learning rate of trainings."),
     "verify": Entry("converters.verify_command:verify", "Compare two models layer by layer, and their weights."),
     "test": Entry("caffe_compat.solvers.commands:test", "Score a net over some batches, as `caffe test` does."),
     "train": Entry("caffe_compat.solvers.commands:train", "Train a net from a solver prototxt, as `caffe train` does."),

@@ -35,8 +35,8 @@ def test_rows_come_back_as_they_were(history: History) -> None:
     assert history.rows() == []
     assert filled(history).rows() == ROWS
     assert history.path.read_text().splitlines()[:2] == [
-        "iteration,epoch,loss,accuracy,validation_loss,lr,images_per_second",
-        "10,0.1,2.302585092994046,,,0.01,123.4",
+        "iteration,epoch,loss,accuracy,top5,validation_loss,lr,images_per_second",
+        "10,0.1,2.302585092994046,,,,0.01,123.4",
     ]
 
 
@@ -99,8 +99,8 @@ HEADER = ",".join(COLUMNS).encode()
         (b"a,b\n1,2\n", "this is no history: its first line is 'a,b'"),
         (b"loss\n1\n", "this is no history"),
         (HEADER + b"\n1,2,3\n", r"history\.csv:2:1: not a row of a history: '1,2,3'"),
-        (HEADER + b"\n1,,,,,,\nx,,,,,,\n", "csv:3:1: not a row"),
-        (HEADER + b"\n,,,,,,\n", "csv:2:1: not a row"),
+        (HEADER + b"\n1,,,,,,,\nx,,,,,,,\n", "csv:3:1: not a row"),
+        (HEADER + b"\n,,,,,,,\n", "csv:2:1: not a row"),
         (b"iteration,loss\n\xff\n", "no text"),
     ],
 )
