@@ -1,6 +1,6 @@
 # make demo   convert a small net to every format and compare the engines, blob by blob
 # make test   lint, types, tests
-# make bench  time and memory of a full-size conversion
+# make bench  time and memory of a full-size conversion; speed of the input pipeline
 # make proto  regenerate caffe_compat/schema/caffe_pb2.py from caffe.proto
 # make tables  write the layer table into README.md
 # make clean  remove what the above have made, except .venv
@@ -19,8 +19,9 @@ MAKEFLAGS += --no-print-directory
 demo: $(VENV)/verify.stamp
 	@$(PY) -m repro.demo
 
-bench: $(VENV)/verify.stamp
+bench: $(VENV)/test.stamp
 	@$(PY) -m tests.bench.convert
+	@$(PY) -m tests.bench.pipeline
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/test.stamp
