@@ -20,6 +20,9 @@ from caffe_compat.weights import Blob, LayerBlobs, Weights
 if TYPE_CHECKING:
     import h5py
 
+ATTRIBUTES = ("preprocessing", "exchanged_channels", "vggc_version")
+"""Entries that other formats call metadata, as attributes of the file, which Caffe does not look at."""
+MAX_ATTRIBUTE = 1 << 16
 MAX_AXES = 32
 MAX_DEPTH = 32
 MAX_OBJECTS = 50_000
@@ -50,6 +53,31 @@ def read_hdf5(path: PathName) -> Weights:
         raise BinaryError(what, where=source, remedy="it is damaged or no HDF5 file: fetch it again") from error
 
 
+def own_member(group: Any, key: str, spare: int) -> Any:
+    """What is called `key` in a group, with values in this very file.
+
+    Args:
+        spare: bytes that the values may take.
+
+    Raises:
+        ValueError: it is a link to elsewhere, its values lie in another file, or it claims too much.
+        KeyError: there is no such member.
+    """
+    import h5py
+
+    link = group.get(key, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise ValueError(f'"{key}" is a {type(link).__name__}, which is not followed')
+    found = group[key]
+    if not isinstance(found, h5py.Dataset):
+        return found
+    if found.external or found.is_virtual:
+        raise ValueError(f'the values of "{key}" lie in another file, which is not opened')
+    if found.shape is None or found.size * max(found.dtype.itemsize, 4) > spare:
+        raise ValueError(f'"{key}" has no values, or claims far more than the file can hold')
+    return found
+
+
 class _Reader:
     def __init__(self, source: str, data: mmap.mmap) -> None:
         self.source, self.data = source, data
@@ -73,7 +101,21 @@ class _Reader:
             self.group(self.layer_group(data, name), name, 1)
         if "diff" in file:
             self.notes.append("gradients (/diff) are in the file and were not read")
-        return Weights(tuple(self.layers), self.source, "hdf5", notes=tuple(self.notes))
+        return Weights(tuple(self.layers), self.source, "hdf5", self.metadata(file), tuple(self.notes))
+
+    def metadata(self, file: h5py.File) -> dict[str, str]:
+        """What a file that we have written says of itself; attributes of another kind are left alone."""
+        import h5py
+
+        found = {}
+        for key in ATTRIBUTES:
+            if key not in file.attrs:
+                continue
+            attribute = h5py.h5a.open(file.id, key.encode())
+            fixed = h5py.check_string_dtype(attribute.dtype)
+            if attribute.shape == () and fixed and fixed.length and fixed.length <= MAX_ATTRIBUTE:
+                found[key] = bytes(file.attrs[key]).decode()
+        return found
 
     def layer_group(self, data: h5py.Group, name: str) -> h5py.Group:
         import h5py

@@ -12,8 +12,9 @@ from caffe_compat.errors import FormatError
 from caffe_compat.schema import pb
 from caffe_compat.upgrade import upgrade
 
-IMAGES = ("Data", "ImageData", "WindowData", "AnnotatedData")
-"""Types that read images as OpenCV decodes them, or databases that Caffe's tools made so."""
+IMAGES = ("Data", "ImageData", "WindowData", "AnnotatedData", "Input")
+"""Types that read images as OpenCV decodes them, or databases that Caffe's tools made so. Of an Input layer, which has
+no use for it, `vggc convert` lets transform_param say how images are prepared."""
 
 
 def preprocessing(net: pb.NetParameter, channels: int = 3) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def exchanged(model: Model) -> Model:
     for node in _readers(graph, blob):
         key = node.params[0]
         arrays[key] = _reversed(arrays[key], node)
-    ready = _prepared(model.preprocessing)
+    ready = turned(model.preprocessing)
     note = f"exchanged blue and red in the weights that read {blob}: it takes {ready['channel_order']} now"
     now = "" if model.exchanged else blob
     return replace(model, arrays=arrays, preprocessing=ready, exchanged=now, notes=(*model.notes, note))
@@ -76,8 +76,8 @@ def _reversed(blob: Blob, node: Node) -> Blob:
     return replace(blob, values=np.ascontiguousarray(values).ravel(), path="", offset=-1)
 
 
-def _prepared(ready: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are prepared for the net now."""
+def turned(ready: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared when the channels come in the other order."""
     made = {**ready, "channel_order": OTHER[ready.get("channel_order", "BGR")]}
     if len(ready.get("mean_value", ())) == COLORS:
         made["mean_value"] = list(ready["mean_value"])[::-1]

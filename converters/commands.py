@@ -24,6 +24,8 @@ from converters.importing.options import REWRITES
 from converters.mean import convert as convert_mean
 from converters.mean import is_mean
 from converters.names import SCHEMES
+from converters.solver_state import convert as convert_state
+from converters.solver_state import is_state
 from converters.streaming import Progress
 from converters.verify_report import plain
 
@@ -110,16 +112,18 @@ def convert(
     """Convert SRC to every DST (.safetensors, .pt, .onnx, .h5, .py, .caffemodel, .prototxt).
 
     SRC is a .caffemodel of any generation, a .safetensors that carries its net, or an .onnx, which becomes a net that
-    computes the same or is refused; with --net or --weights-only also an .h5 or .pt. With SRC alone,
-    <stem>.safetensors is written beside it. Data and loss layers are replaced by inputs and a Softmax, and the summary
-    says so. Either all targets are written or none.
+    computes the same or is refused; with --net or --weights-only also an .h5 or .pt; or a .prototxt, for results
+    without weights. With SRC alone, <stem>.safetensors is written beside it. Data and loss layers are replaced by
+    inputs and a Softmax, and the summary says so. Either all targets are written or none.
+
+    Means go from .binaryproto to .npy and back, a .solverstate to .safetensors, .h5 or .npz.
     """
     state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
     how = Options(net, names, opset, not static_batch, strict, force, weights_only, generation, state=state)
     asked = Extras(**{name: value for name, value in extras.items() if value is not None})
     options = replace(how, pool_rewrite=pool_rewrite, fold_batch_norm=asked.fold_bn, extras=asked)
-    if is_mean(source):
-        report = convert_mean(source, targets, options)
+    if is_mean(source) or is_state(source):
+        report = (convert_mean if is_mean(source) else convert_state)(source, targets, options)
     else:
         with _bars(source, quiet=as_json) as bars:
             report = run_convert(source, _targets(source, targets, formats), options, bars)

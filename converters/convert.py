@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_compat.errors import ConversionError, UpgradeError, VggcError, WeightsError, raise_all
-from caffe_compat.loading import State, open_net
+from caffe_compat.loading import Opened, State, open_net
 from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.preprocessing import carried, color_channels, preprocessing
 from caffe_compat.weight_files import read_weights
@@ -22,6 +22,7 @@ from converters.card import check_cards, write_cards
 from converters.channels import COLORS
 from converters.checks import Verified, equal_blobs, verified
 from converters.extras import Extras, check_extras, license_text, pixels_for, sentence, transformed
+from converters.image_options import unsaid
 from converters.model import EXCHANGED, Model
 from converters.renaming import in_nets_names, read_table
 from converters.streaming import Payloads, Progress, Target
@@ -86,7 +87,7 @@ class Report:
 
     Attributes:
         source, source_bytes, source_sha256: the file read.
-        format: "caffemodel", "hdf5", "safetensors", "pt" or "onnx".
+        format: "caffemodel", "hdf5", "safetensors", "pt", "onnx" or "prototxt".
         generation: "V0", "V1" or "V2" of the net; "" when only weights were read.
         layers: in the net that was converted, Input layers not counted; None when the net was not built.
         parameters: values in all parameter blobs, shared ones once.
@@ -175,6 +176,8 @@ SUFFIXES = {
     ".prototxt": "prototxt",
 }
 
+WEIGHTLESS = (".py", ".prototxt")
+"""Suffixes of targets that hold no weights: they can be made of a prototxt alone."""
 BESIDE = {".py": ".safetensors", ".caffemodel": ".prototxt"}
 """Suffix of a target -> that of a second one, without which it is of little use."""
 
@@ -201,7 +204,7 @@ def convert(
 
     Args:
         source: a .caffemodel of any generation, a .safetensors that carries its net, or an .onnx; with `options.net`
-            or `options.weights_only` also other weights: .h5, .pt.
+            or `options.weights_only` also other weights: .h5, .pt; or a .prototxt, for targets that hold no weights.
         targets: their suffixes say the formats; a .py has its weights in a .safetensors beside it, a .caffemodel its
             net in a .prototxt.
         options: see Options.
@@ -219,7 +222,7 @@ def convert(
         original = payloads.source(os.fspath(source))
         original.hash()
         read = prepare(source, options)
-        prepared = replace(read, model=_finished(read, options))
+        prepared = replace(read, model=_finished(read, kinds, options))
         made: list[Target] = []
         results: list[Result] = []
         for path, kind in zip(targets, kinds, strict=True):
@@ -238,10 +241,15 @@ def convert(
 # -- what is there -----------------------------------------------------------------------------------------
 
 
+def is_text(source: Path) -> bool:
+    """Whether the source is a net without weights."""
+    return kind_of(map_file(source)).name == "text"
+
+
 def _with_others(source: Path, targets: Sequence[Path]) -> list[Path]:
     """The targets, and what goes beside them, unless it is another target or the source itself."""
     found = list(targets)
-    for path in targets:
+    for path in targets if not is_text(source) else ():
         if path.suffix.lower() in BESIDE:
             other = path.with_suffix(BESIDE[path.suffix.lower()])
             if other not in found and not (other.exists() and other.samefile(source)):
@@ -251,9 +259,6 @@ def _with_others(source: Path, targets: Sequence[Path]) -> list[Path]:
 
 def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]:
     """The formats of the targets; refuses names that cannot be read or written."""
-    if kind_of(map_file(source)).name == "text":
-        remedy = "give the weights (.caffemodel) as SRC, and this file with --net if it is their net"
-        raise WeightsError("this is text, without weights", where=str(source), remedy=remedy)
     if options.net and options.weights_only:
         raise ConversionError("--net is of no use with --weights-only", remedy="leave one out")
     read = [path for path in (source, options.net) if path and path.exists()]
@@ -266,6 +271,9 @@ def _check(source: Path, targets: Sequence[Path], options: Options) -> list[str]
         except VggcError as error:
             problems.append(error)
     problems += _twice(targets)
+    if is_text(source) and any(target.suffix.lower() not in WEIGHTLESS for target in targets):
+        remedy = "give the weights (.caffemodel) as SRC, and this file with --net if it is their net"
+        problems.insert(0, WeightsError("this is text, without weights", where=str(source), remedy=remedy))
     raise_all(problems)
     check_extras(options.extras, kinds, options.weights_only)
     if options.extras.card:
@@ -332,9 +340,11 @@ def prepare(source: Path, options: Options) -> Prepared:
     return prepared
 
 
-def _finished(read: Prepared, options: Options) -> Model:
+def _finished(read: Prepared, kinds: Sequence[str], options: Options) -> Model:
     """The model as it is to be written: transformed, and under the names asked for."""
     model = transformed(read.model, options.extras)
+    lost = unsaid(model.preprocessing, options.generation) if {"caffemodel", "prototxt"} & set(kinds) else ""
+    model = replace(model, notes=(*model.notes, lost)) if lost else model
     if read.names_read:
         return model
     return naming.rename(model, options.names, read_table(options.extras.rename))
@@ -350,7 +360,7 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     opened = open_net(net, given or weights, options.state, deploy=True, collect=True)
     raise_all(opened.graph.problems)
     if opened.weights is None or opened.bound is None:
-        raise WeightsError("there are no weights", where=str(source), remedy="give a .caffemodel")
+        return _without_weights(source, opened), opened.losses
     read = (*opened.graph.source.warnings, *opened.weights.notes)
     losses = tuple(dict.fromkeys((*opened.losses, *opened.bound.notes, *read)))
     notes = tuple(dict.fromkeys((*opened.notes, *losses)))
@@ -364,6 +374,16 @@ def _with_net(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     exchanged = opened.weights.metadata.get(EXCHANGED, "")
     model = Model(opened.graph, opened.bound.arrays, opened.weights, notes, ready, exchanged=exchanged)
     return Prepared(model, opened.generation, given is not None), losses
+
+
+def _without_weights(source: Path, opened: Opened) -> Prepared:
+    """The net of a prototxt, for what is written without weights."""
+    if not is_text(source):
+        raise WeightsError("there are no weights", where=str(source), remedy="give a .caffemodel")
+    graph = opened.graph
+    ready = preprocessing(opened.original, color_channels(graph.shapes))
+    weights = Weights((), str(source), "prototxt")
+    return Prepared(Model(graph, {}, weights, tuple(dict.fromkeys(opened.notes)), ready), opened.generation)
 
 
 def _in_nets_names(net: Path, source: Path, options: Options) -> Weights | None:
@@ -388,6 +408,7 @@ def _imported(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     """The model that an ONNX file becomes, and what is lost."""
     from converters.from_onnx import from_onnx
     from converters.importing.options import ImportOptions
+    from converters.onnx_reading import read_model
     from converters.to_caffe import model_of
 
     if options.net or options.weights_only:
@@ -396,7 +417,9 @@ def _imported(source: Path, options: Options) -> tuple[Prepared, tuple[str, ...]
     shapes = options.state.input_shapes or {}
     how = ImportOptions(options.pool_rewrite, options.fold_batch_norm, input_shapes=shapes)
     made = from_onnx(source, how)
-    return Prepared(model_of(made), "V2"), made.losses
+    about = {entry.key: entry.value for entry in read_model(source).metadata_props}
+    model = replace(model_of(made), preprocessing=carried(about), exchanged=about.get(EXCHANGED, ""))
+    return Prepared(model, "V2"), made.losses
 
 
 def _of_caffemodel(source: Path, weights: Weights, channels: int = 3) -> Mapping[str, Any]:

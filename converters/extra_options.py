@@ -10,6 +10,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SIZE = click.IntRange(1)
 OPTIONS = (
     click.option("--verify", is_flag=True, help="Run source and results on the same input."),
     click.option(
@@ -35,9 +36,17 @@ OPTIONS = (
         help="Put BatchNorm and Scale into the weights before them.",
     ),
     click.option("--preprocess", is_flag=True, help="Let ONNX results take pixels: uint8, N x H x W x C, RGB."),
-    click.option("--mean", default="", metavar="B,G,R|FILE", help="For --preprocess: .binaryproto, .npy or numbers."),
-    click.option("--scale", type=float, help="For --preprocess: the factor after the mean."),
-    click.option("--channel-order", type=click.Choice(["BGR", "RGB"]), help="For --preprocess: what the net takes."),
+    click.option("--mean", default="", metavar="B,G,R|FILE", help="Of images: numbers, .binaryproto or .npy."),
+    click.option("--scale", type=float, help="Of images: the factor after the mean."),
+    click.option("--channel-order", type=click.Choice(["BGR", "RGB"]), help="Of images: what the net takes."),
+    click.option("--resize", type=_SIZE, nargs=2, metavar="H W", help="Of images: the size that they are brought to."),
+    click.option("--crop", type=_SIZE, help="Of images: the square that is cut from their middle."),
+    click.option(
+        "--train-val",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Prototxt whose data layer says all this, when SRC does not.",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from caffe_compat.errors import ConversionError, VggcError
 from converters.checks import Verified, summary
+from converters.image_options import stated
 from converters.model import Model
 from converters.verify import TOLERANCE
 
@@ -36,7 +37,9 @@ class Extras:
         rgb: exchange blue and red in the weights of the first layer.
         rename: a JSON table of names, see renaming.read_table.
         preprocess: let ONNX results take pixels.
-        mean, scale, channel_order: for `preprocess`, in place of what the net's data layer says; see read_pixels.
+        mean, scale, channel_order, resize, crop: of images, in place of what the net's data layer says: numbers or a
+            file, a factor, "BGR" or "RGB", (height, width), a size.
+        train_val: prototxt whose data layer says it.
     """
 
     verify: bool = False
@@ -51,6 +54,9 @@ class Extras:
     mean: str = ""
     scale: float | None = None
     channel_order: str = ""
+    resize: tuple[int, int] | None = None
+    crop: int | None = None
+    train_val: Path | None = None
 
     @property
     def allowed(self) -> float:
@@ -69,8 +75,6 @@ def check_extras(extras: Extras, kinds: Sequence[str], weights_only: bool = Fals
         raise ConversionError("--verify, --fold-bn and --rgb need the net", remedy="leave out --weights-only")
     if extras.preprocess and "onnx" not in kinds:
         raise ConversionError("--preprocess is for ONNX results", remedy="name one, or leave it out")
-    if (extras.mean or extras.scale is not None or extras.channel_order) and not extras.preprocess:
-        raise ConversionError("--mean, --scale and --channel-order go with --preprocess", remedy="add --preprocess")
     if extras.license and not extras.card:
         raise ConversionError("--license goes with --card", remedy="add --card")
     others = [kind for kind in kinds if kind not in HALVES]
@@ -85,6 +89,7 @@ def transformed(model: Model, extras: Extras) -> Model:
     Raises:
         ConversionError: its net cannot be folded, or images cannot be prepared for it.
     """
+    model = stated(model, extras)
     if extras.rgb:
         from converters.channels import exchanged
 
@@ -135,7 +140,7 @@ def pixels_for(model: Model, extras: Extras) -> Pixels | None:
         return None
     from converters.onnx_pixels import read_pixels
 
-    return read_pixels(model, extras.mean, extras.scale, extras.channel_order)
+    return read_pixels(model, extras.mean, turned=extras.rgb)
 
 
 def sentence(model: Model, extras: Extras) -> str:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from caffe_compat.errors import ConversionError, Where
+from caffe_compat.hdf5_weights import ATTRIBUTES
 from converters.model import Model, NamedBlob
 from converters.streaming import Payloads, Target
 
@@ -18,6 +21,7 @@ LEGACY = ("earliest", "v108")
 def write(model: Model, target: Target, payloads: Payloads) -> None:
     """Write weights so that Caffe can load them. The same model always gives the same bytes.
 
+    How images are prepared is said by an attribute of the file, which Caffe does not look at.
     Caffe itself cannot read layers with "/" in their names from HDF5; they become nested groups.
 
     Raises:
@@ -29,6 +33,10 @@ def write(model: Model, target: Target, payloads: Payloads) -> None:
         raise ConversionError("HDF5 has Caffe's layout, with Caffe's names", remedy="use --names caffe")
     places: list[tuple[int, NamedBlob]] = []
     with target.file() as raw, h5py.File(raw, "w", libver=LEGACY) as file:
+        about = model.metadata()
+        for key in ATTRIBUTES:
+            if key in about:
+                file.attrs[key] = np.bytes_(about[key].encode())
         data = file.create_group("data")
         for node in model.graph.nodes if model.graph else ():
             _group(data, node.layer.name)

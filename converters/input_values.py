@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 PIXELS = (-128.0, 128.0)
 """Bounds of random values for blobs that look like images: four axes with 1 or 3 channels."""
 OTHERS = (0.0, 1.0)
+COLORS = 3
 ARRAYS = (".npy", ".npz")
 
 
@@ -127,6 +128,8 @@ def _image(path: Path, blob: str, shape: Shape, prepares: Mapping[str, Any]) -> 
         what = f"an image for {blob}, which is {sizes_text(shape)}"
         raise VggcError(what, where=str(path), remedy="give an .npy or .npz")
     pixels, how = decode(path, shape[1], (shape[2], shape[3]))
+    rgb = prepares.get("channel_order") == "RGB"
+    pixels, how = (pixels[..., ::-1], f"{how}, RGB") if rgb and shape[1] == COLORS else (pixels, how)
     values = pixels.transpose(2, 0, 1).astype(np.float32)
     said = [how]
     if mean := prepares.get("mean_value"):

@@ -19,6 +19,10 @@ from caffe_compat.tensor_weights import NAMES
 from caffe_compat.weight_files import read_weights
 from caffe_compat.weights import Weights
 
+MEANS = (".binaryproto", ".npy")
+"""Suffixes of mean images."""
+STATE = ".solverstate"
+"""What the name of a solver state has in it."""
 SHOWN = (NET, NAMES, "format", "preprocessing")
 """Entries of metadata that are shown in their own way, or tell a user nothing."""
 Shape = tuple[int | str, ...]
@@ -112,12 +116,41 @@ def inspect(path: Path, state: State | None = None) -> Inspection:
         from converters.onnx_reading import inspect_onnx
 
         return inspect_onnx(path)
+    if STATE in path.name.lower():
+        return _state(path)
+    if path.suffix.lower() in MEANS:
+        return _mean(path)
     kind = kind_of(map_file(path)).name
     if kind in ("HDF5", "zip"):
         return _weights(path, read_weights(path))
     if kind == "safetensors" and NET not in (weights := read_weights(path)).metadata:
         return _weights(path, weights)
     return _net(path, state or State())
+
+
+def _mean(path: Path) -> Inspection:
+    """A mean image: one row, and the mean of each channel."""
+    from converters.mean import read
+
+    values = read(path)
+    row = Row("mean", "", (), {}, (values.shape,), values.size, 0)
+    levels = " ".join(f"{value:g}" for value in values.reshape(len(values), -1).mean(1))
+    kind = path.suffix.lower()[1:]
+    told = {"channels": levels, "lowest": f"{values.min():g}", "highest": f"{values.max():g}"}
+    return Inspection(str(path), kind, path.stat().st_size, rows=(row,), parameters=values.size, metadata=told)
+
+
+def _state(path: Path) -> Inspection:
+    """A solver state: a row for each history blob."""
+    from caffe_compat.solvers.snapshot import read_state
+    from converters.solver_state import about as about_state
+
+    state = read_state(path)
+    rows = [Row(f"history {i}", "", (), {}, (blob.shape,), blob.size, 0) for i, blob in enumerate(state.history)]
+    count = sum(row.parameters for row in rows)
+    return Inspection(
+        str(path), "solverstate", path.stat().st_size, rows=tuple(rows), parameters=count, metadata=about_state(state)
+    )
 
 
 def _net(path: Path, state: State) -> Inspection:

@@ -25,7 +25,8 @@ from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
 def inspect_command(
     file: str, phase: str, stages: tuple[str, ...], level: int, profile: str, dialect: str, as_json: bool
 ) -> None:
-    """Look at FILE: a prototxt, caffemodel, safetensors, HDF5, .pt or ONNX file, or a net that comes along ("E").
+    """Look at FILE: a prototxt, caffemodel, safetensors, HDF5, .pt or ONNX file, a mean image, a solver state, or a net
+    that comes along ("E").
 
     Every unsupported or suspicious thing is listed in one pass; the exit code is 1 when there is any problem.
     """

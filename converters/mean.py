@@ -78,9 +78,9 @@ def convert(source: Path, targets: Sequence[Path], options: Options) -> Report:
         else:
             file.write(_blob(values).SerializeToString(deterministic=True))
     seconds = time.perf_counter() - began
-    size, sha256 = _digest(target)
+    size, sha256 = digest(target)
     result = Result(str(target), kinds[1][1:], size, sha256, seconds)
-    return Report(str(source), *_digest(source), kinds[0][1:], "", None, values.size, (), (result,), seconds)
+    return Report(str(source), *digest(source), kinds[0][1:], "", None, values.size, (), (result,), seconds)
 
 
 def _blob(values: NDArray[np.float32]) -> pb.BlobProto:
@@ -91,6 +91,7 @@ def _blob(values: NDArray[np.float32]) -> pb.BlobProto:
     return blob
 
 
-def _digest(path: Path) -> tuple[int, str]:
+def digest(path: Path) -> tuple[int, str]:
+    """Bytes and sha256 of a file."""
     data = path.read_bytes()
     return len(data), hashlib.sha256(data).hexdigest()

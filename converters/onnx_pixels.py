@@ -8,10 +8,8 @@ before any padding of the first layer, which a changed bias could not do.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from caffe_compat.errors import ConversionError, FormatError
+from converters.image_options import REMEDY, Mean, read_mean
 from converters.model import Model
 from converters.pixels import PROPERTY
 
-Mean = NDArray[np.float32]
-
 IMAGE = "image"
 """Name of the model's input."""
-REMEDY = "give --mean B,G,R or --mean FILE (.binaryproto, .npy)"
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,13 @@ class Pixels:
     swap: bool
 
 
-def read_pixels(model: Model, mean: str, scale: float | None, order: str) -> Pixels:
-    """What the net's data layer says, and what the user says in its place.
+def read_pixels(model: Model, mean: str = "", *, turned: bool = False) -> Pixels:
+    """What the net's data layer says, or the user in its place.
 
     Args:
-        model: its `preprocessing` is what the data layer said.
-        mean: "B,G,R", or the name of a .binaryproto or .npy; "" for what the data layer says.
-        scale: None for what the data layer says.
-        order: "BGR" or "RGB", of the net; "" for what the data layer says, or else BGR.
+        model: its `preprocessing` says it; without any it takes BGR.
+        mean: name of the .binaryproto or .npy that the user gave as mean; numbers are in `preprocessing`.
+        turned: the net's channels were exchanged after the mean was given.
 
     Raises:
         ConversionError: the net has not one input that is an image, or a mean is missing or does not fit.
@@ -62,15 +57,15 @@ def read_pixels(model: Model, mean: str, scale: float | None, order: str) -> Pix
     blob, (_n, channels, *size) = _input(model)
     said: Mapping[str, Any] = model.preprocessing
     if mean:
-        values = _mean(mean)
+        values = read_mean(mean)
+        values = values[::-1] if turned and len(values) == channels else values
     elif said.get("mean_file") and not said.get("mean_value"):
         what = f"the net's mean is in the file {said['mean_file']}"
         raise ConversionError(what, remedy=REMEDY)
     else:
         values = np.array(said.get("mean_value", ()), np.float32)
-    factor = float(said.get("scale", 1) if scale is None else scale)
-    swap = channels == 3 and (order or said.get("channel_order", "BGR")) == "BGR"
-    return Pixels(blob, _fitted(values, channels, (size[0], size[1])), factor, swap)
+    swap = channels == 3 and said.get("channel_order", "BGR") == "BGR"
+    return Pixels(blob, _fitted(values, channels, (size[0], size[1])), float(said.get("scale", 1)), swap)
 
 
 def _input(model: Model) -> tuple[str, tuple[int, ...]]:
@@ -82,19 +77,6 @@ def _input(model: Model) -> tuple[str, tuple[int, ...]]:
         what = f"the input {blob} is {' x '.join(map(str, shape))}, not an image of 1 or 3 channels"
         raise ConversionError(what, remedy="leave out --preprocess")
     return blob, shape
-
-
-def _mean(text: str) -> Mean:
-    """Numbers, or the contents of a file: (C,) or (C, H, W)."""
-    try:
-        return np.array([float(part) for part in text.split(",")], np.float32)
-    except ValueError:
-        pass
-    if not os.path.exists(text):
-        raise ConversionError(f"--mean {text} is neither numbers nor a file", remedy=REMEDY)
-    from converters.mean import read
-
-    return read(Path(text))
 
 
 def _fitted(mean: Mean, channels: int, size: tuple[int, int]) -> Mean | None:

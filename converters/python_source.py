@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from caffe_compat.errors import ConversionError, VggcError, raise_all
 from caffe_compat.graph import Graph, Node, ParamKey
@@ -18,6 +21,7 @@ from converters.model import Model, tool_version
 from converters.python_text import INDENT, Names, class_name, plain, quoted, signature, statement
 from converters.streaming import Payloads, Target
 
+HEAD_WIDTH = 80
 LOADER = "read_safetensors"
 PARTS = (
     "Blobs",
@@ -77,7 +81,7 @@ def source(model: Model, weights: str) -> str:
     writer = _Writer(graph)
     raise_all([error for position, node in enumerate(graph.nodes) if (error := writer.write(position, node))])
     body = [*writer.parts(), *writer.net(), *writer.load()]
-    return "\n".join([*_head(graph, weights), *_imports(body), *body]) + "\n"
+    return "\n".join([*_head(graph, weights, model.preprocessing), *_imports(body), *body]) + "\n"
 
 
 def _checked(model: Model) -> Graph:
@@ -271,7 +275,14 @@ def _sizes(shape: Shape) -> str:
     return str(tuple(shape))
 
 
-def _head(graph: Graph, weights: str) -> list[str]:
+def _images(ready: Mapping[str, Any]) -> list[str]:
+    """How images are prepared, where it is known."""
+    said = [f"{key} {value}" for key, value in ready.items()]
+    lines = textwrap.wrap(plain(f"Images: {', '.join(said)}."), HEAD_WIDTH) if said else []
+    return ["", *lines] if lines else []
+
+
+def _head(graph: Graph, weights: str, ready: Mapping[str, Any]) -> list[str]:
     """The docstring and the imports."""
     name = _net_name(graph)
     shapes = {**dict(graph.inputs.items()), **{blob: graph.shapes[blob] for blob in graph.outputs}}
@@ -282,6 +293,7 @@ def _head(graph: Graph, weights: str) -> list[str]:
         f'"""{name}, written by vggc {tool_version()} from a Caffe model.',
         "",
         *listed,
+        *_images(ready),
         "",
         f"`load()` gives the net with the weights of {plain(weights)}, which is to lie",
         "beside this file. Layers and blobs are called as in the net.",

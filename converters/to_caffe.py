@@ -7,7 +7,7 @@ height and width in older generations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +65,7 @@ def write(model: Model, target: Target, payloads: Payloads, generation: str = "V
             form in that generation; `Problems` when several.
     """
     graph = _checked(model)
-    for part in _pieces(model, graph, downgrade(net_of(graph), generation), generation):
+    for part in _pieces(model, graph, downgrade(net_of(graph, model.preprocessing), generation), generation):
         if isinstance(part, Blob):
             payloads.send(part, target)
         else:
@@ -78,7 +78,7 @@ def write_net(model: Model, target: Target, generation: str = "V2") -> None:
     Raises:
         ConversionError: a layer has no form in that generation; `Problems` when several.
     """
-    target.write(dump(downgrade(net_of(_built(model)), generation)).encode())
+    target.write(dump(downgrade(net_of(_built(model), model.preprocessing), generation)).encode())
 
 
 def save(made: Imported, path: str | Path, generation: str = "V2", *, force: bool = False) -> tuple[Path, Path]:
@@ -135,8 +135,14 @@ def _checked(model: Model) -> Graph:
     return graph
 
 
-def net_of(graph: Graph) -> pb.NetParameter:
-    """The net that the graph is, without rules for phases, and with the inputs' shapes of this graph."""
+def net_of(graph: Graph, ready: Mapping[str, Any] | None = None) -> pb.NetParameter:
+    """The net that the graph is, without rules for phases, and with the inputs' shapes of this graph.
+
+    Args:
+        graph: the net.
+        ready: how images are prepared; the Input layer of images says it in the words of a data layer, which Caffe
+            does not read there.
+    """
     net = pb.NetParameter(name=graph.net.name)
     if graph.net.HasField("force_backward"):
         net.force_backward = graph.net.force_backward
@@ -149,7 +155,23 @@ def net_of(graph: Graph) -> pb.NetParameter:
             layer.input_param.ClearField("shape")
             for shape in shapes[:1] if once else shapes:
                 layer.input_param.shape.add(dim=shape)
+    images = [layer for layer in net.layer if layer.type == "Input" and any(map(_is_image, layer.input_param.shape))]
+    if ready and len(images) == 1 and ready.get("channel_order") != "RGB":
+        images[0].transform_param.CopyFrom(_transform(ready))
     return net
+
+
+def _is_image(shape: pb.BlobShape) -> bool:
+    return len(shape.dim) == LEGACY_AXES
+
+
+def _transform(ready: Mapping[str, Any]) -> pb.TransformationParameter:
+    """The words of a data layer, as far as it has any."""
+    made = pb.TransformationParameter(mean_value=ready.get("mean_value", ()))
+    for name in ("scale", "mean_file", "crop_size"):
+        if name in ready:
+            setattr(made, name, ready[name])
+    return made
 
 
 # -- bytes -------------------------------------------------------------------------------------------------

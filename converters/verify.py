@@ -15,6 +15,7 @@ from caffe_compat.errors import VggcError
 from caffe_compat.loading import State
 from caffe_compat.mapped import kind_of, map_file
 from caffe_compat.weight_files import read_weights
+from converters.channels import turned
 from converters.input_values import Inputs, random_inputs, read_inputs
 from converters.sides import Side, open_side
 
@@ -280,7 +281,7 @@ def _inputs(
     if a.takes or b.takes:
         return _pixel_inputs(a, b, names, options)
     shapes = _shapes(a, b, names, options)
-    prepares = a.prepares or b.prepares
+    prepares = a.prepares or (b.prepares if bool(a.exchanged) == bool(b.exchanged) else turned(b.prepares))
     made = read_inputs(options.input, shapes, prepares) if options.input else random_inputs(shapes, options.seed)
     return made, dict(made.values), {names[blob]: value for blob, value in made.values.items()}
 

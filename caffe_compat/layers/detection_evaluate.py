@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from caffe_compat.layers.base import Layer, Shape, register
 from caffe_compat.layers.boxes import Floats, areas, overlaps, to_array
+from caffe_compat.layers.cascade_boxes import overlaps as cascade_overlaps
 from caffe_compat.layers.files import inner_path
 from caffe_compat.layers.legacy_axes import legacy_sizes
 from caffe_compat.schema import pb
@@ -84,15 +85,19 @@ class DetectionEvaluate(Layer):
         import torch
 
         self.reshape(bottoms)
-        found = to_array(bottoms[0]).reshape(-1, DETECTION)
-        truth = by_label(self._true_rows(to_array(bottoms[1]).reshape(-1, TRUTH)))
+        top = self._rows(to_array(bottoms[0]).reshape(-1, DETECTION), to_array(bottoms[1]).reshape(-1, TRUTH))
+        return [torch.from_numpy(top[None, None]).to(bottoms[0])]
+
+    def _rows(self, found: Floats, true_rows: Floats) -> Floats:
+        """The rows of the top."""
+        truth = by_label(self._true_rows(true_rows))
         head = [(-1, label, self._count(truth, label), -1, -1) for label in self.labels]
         count = int((found[:, 1] != -1).sum())
         rows = np.concatenate([np.zeros((0, RESULT)), *self._judge(found[found[:, 0].astype(int) != -1], truth)])
         top = np.zeros((len(head) + max(count, len(rows)), RESULT), np.float32)
         top[: len(head)] = np.array(head).reshape(-1, RESULT)
         top[len(head) : len(head) + len(rows)] = rows
-        return [torch.from_numpy(top[None, None]).to(bottoms[0])]
+        return top
 
     def _true_rows(self, rows: Floats) -> Floats:
         """The rows up to the first without an image, with the labels that count."""
@@ -164,6 +169,54 @@ class DetectionEvaluate(Layer):
                 raise self.error(f'"{name}" cannot be read: {error}', field=SIZES, remedy=remedy) from error
             self.check(bool(self.sizes), f'"{name}" lists no image', field=SIZES, remedy=remedy)
         return self.sizes
+
+
+@register
+class DetectionEvaluateCascade(DetectionEvaluate):
+    """Tells true from false detections of pixels: rows (image, label, score, true positive, false positive).
+
+    Bottoms: rows of FrcnnOutput (D, 7), true boxes (G, 8): image (-1: none), x1, y1, x2, y2, label, ignored, difficult,
+    and height and width of each image (N, 2). Label 0 is background. Boxes are scaled to the sizes that
+    `name_size_file` lists, the next for each image that has detections; both their edges belong to them. The rest is as
+    in SSD; the top has the shape (K, 5, 1, 1).
+    Source: detection_evaluate_layer.cpp, bbox_util.cpp of zhaoweicai/cascade-rcnn.
+    """
+
+    DIALECTS = ("cascade-rcnn",)  # type: ignore[assignment]
+    BOTTOMS = (3, 3)  # type: ignore[assignment]
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        self.check(bool(self.p.name_size_file), "name_size_file is missing", field=SIZES, remedy="state it")
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        """As if every row of bottom 0 were a detection."""
+        for position, width in (0, DETECTION), (1, TRUTH), (2, 2):
+            what = f"bottom {position} has shape {bottoms[position]}"
+            fine = legacy_sizes(self, bottoms, position)[1] == width
+            self.check(fine, what, field=f"bottom[{position}]", remedy=f"feed (rows, {width})")
+        return [(len(self.labels) + bottoms[0][0], RESULT, 1, 1)]
+
+    def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        self.reshape(bottoms)
+        found, truth, sizes = (to_array(bottom).reshape(len(bottom), -1) for bottom in bottoms)
+        truth = truth[truth[:, 0].astype(int) != -1]
+        images = sorted({int(image) for image in found[:, 0] if int(image) != -1})
+        what = f"detections of image {max(images, default=0)}, and sizes of {len(sizes)}"
+        fine = max(images, default=0) < len(sizes)
+        self.check(fine, what, field="bottom[2]", remedy="feed height and width of every image")
+        scale = np.ones((int(max([*images, *truth[:, 0]], default=0)) + 1, 4), np.float32)
+        for step, image in enumerate(images):
+            size = self._sizes()[(self.position + step) % len(self._sizes())]
+            scale[image] = np.tile(np.array(size[::-1], np.float32) / sizes[image, ::-1], 2)
+        found = np.concatenate([found[:, [0, 5, 6]], found[:, 1:5] * scale[found[:, 0].astype(int)]], 1)
+        truth = np.concatenate([truth[:, [0, 5, 6]], truth[:, 1:5] * scale[truth[:, 0].astype(int)], truth[:, 7:]], 1)
+        return [torch.from_numpy(self._rows(found, truth)[:, :, None, None]).to(bottoms[0])]
+
+    def _overlaps(self, found: Floats, truth: Floats) -> Floats:
+        return cascade_overlaps(found, truth)
 
 
 def by_label(rows: Floats) -> ByLabel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from caffe_compat.errors import BinaryError, VggcError, Where
 from caffe_compat.graph import ParamKey
+from caffe_compat.hdf5_weights import EXPANSION, SPARE, own_member
 from caffe_compat.layers.base import Layer
 from caffe_compat.mapped import kind_of, map_file
-from caffe_compat.module import Net
 from caffe_compat.schema import pb
 from caffe_compat.splits import insert_splits
 from caffe_compat.tags import encode_varint
 from caffe_compat.writing import new_file
+
+if TYPE_CHECKING:
+    from caffe_compat.module import Net
 
 Array = NDArray[np.float32]
 LAYER, HISTORY = 100, 3
@@ -181,12 +184,17 @@ def _read_h5(path: Path) -> State:
 
     try:
         with h5py.File(path, "r") as file:
-            history = file["history"]
-            blobs = [np.asarray(history[str(index)], np.float32) for index in range(len(history))]
-            name = file["learned_net"][()] if "learned_net" in file else b""
+            spare = SPARE + EXPANSION * path.stat().st_size
+            history = own_member(file, "history", spare)
+            blobs = [
+                np.asarray(own_member(history, str(index), spare // max(len(history), 1)), np.float32)
+                for index in range(len(history))
+            ]
+            name = own_member(file, "learned_net", spare)[()] if "learned_net" in file else b""
             text = name.decode() if isinstance(name, bytes) else str(name)
-            return State(_integer(file["iter"]), _integer(file["current_step"]), text.rstrip("\0"), blobs)
-    except (KeyError, OSError, ValueError) as error:
+            iteration, step = (_integer(own_member(file, key, spare)) for key in ("iter", "current_step"))
+            return State(iteration, step, text.rstrip("\0"), blobs)
+    except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         remedy = "give the .solverstate.h5 that Caffe or vggc wrote"
         raise VggcError(f"not a solver state: {error}", where=str(path), remedy=remedy) from error
 

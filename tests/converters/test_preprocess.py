@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import h5py
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,6 +22,8 @@ from caffe_compat.reading import read_mean
 from caffe_compat.schema import pb
 from converters.convert import Options, convert
 from converters.extras import Extras
+from converters.image_options import stated
+from converters.inspect import inspect
 from converters.mean import read
 from converters.onnx_pixels import read_pixels
 from converters.pixels import PROPERTY, prepare
@@ -204,7 +209,7 @@ GREY = 'input: "data" input_shape { dim: 1 dim: 1 dim: 4 dim: 4 }'
 
 
 def test_grey_images() -> None:
-    made = read_pixels(net(GREY), "7", None, "")
+    made = read_pixels(stated(net(GREY), Extras(mean="7")))
     assert (made.swap, made.scale, made.blob) == (False, 1.0, "data")
     np.testing.assert_array_equal(made.mean, [7])  # type: ignore[arg-type]
 
@@ -221,13 +226,112 @@ def test_grey_images() -> None:
 )
 def test_what_cannot_be_prepared(text: str, mean: str, what: str) -> None:
     with pytest.raises(ConversionError, match=what):
-        read_pixels(net(text), mean, None, "")
+        read_pixels(stated(net(text), Extras(mean=mean)))
 
 
 def test_a_mean_image_that_is_too_small(tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", np.zeros((1, 3, 4)) + 1)
     with pytest.raises(ConversionError, match="a mean of 1 x 3 x 4"):
-        read_pixels(net(GREY), str(tmp_path / "m.npy"), None, "")
+        read_pixels(net(GREY), str(tmp_path / "m.npy"))
+
+
+# -- in every artefact -----------------------------------------------------------------------------------------
+
+SAID = {"channel_order": "BGR", "crop_size": 28, "mean_value": [104.0, 117.0, 123.5], "scale": 0.25}
+OPTIONS = Extras(mean="104,117,123.5", scale=0.25, crop=28)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "h5", "onnx", "caffemodel", "prototxt"])
+def test_every_artefact_says_how_images_are_prepared(kind: str, digits: Path, tmp_path: Path) -> None:
+    target = tmp_path / f"a.{kind}"
+    convert(digits, [target], Options(extras=OPTIONS))
+    assert inspect(target).preprocessing == SAID
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "caffemodel"])
+@pytest.mark.parametrize("again", ["safetensors", "pt", "h5", "onnx", "prototxt"])
+def test_it_travels_on(kind: str, again: str, digits: Path, tmp_path: Path) -> None:
+    convert(digits, [tmp_path / f"a.{kind}"], Options(extras=OPTIONS))
+    convert(tmp_path / f"a.{kind}", [tmp_path / f"b.{again}"])
+    assert inspect(tmp_path / f"b.{again}").preprocessing == SAID
+
+
+@pytest.mark.parametrize("kind", ["pt", "h5"])
+def test_weights_alone_bring_it_to_a_net(kind: str, digits: Path, tmp_path: Path) -> None:
+    convert(digits, [tmp_path / f"a.{kind}"], Options(extras=OPTIONS))
+    convert(tmp_path / f"a.{kind}", [tmp_path / "b.onnx"], Options(net=digits))
+    assert inspect(tmp_path / "b.onnx").preprocessing == SAID
+
+
+def test_source_says_it_too(digits: Path, tmp_path: Path) -> None:
+    convert(digits, [tmp_path / "a.py"], Options(extras=OPTIONS))
+    said = " ".join((tmp_path / "a.py").read_text().split())
+    assert "Images: channel_order BGR, scale 0.25, crop_size 28, mean_value [104.0, 117.0, 123.5]." in said
+
+
+def test_a_training_net_says_it(digits: Path, tmp_path: Path) -> None:
+    train = tmp_path / "train_val.prototxt"
+    train.write_text(
+        'layer { name: "d" type: "Data" top: "data" transform_param { crop_size: 28 scale: 0.25 mean_value: 104 '
+        'mean_value: 117 mean_value: 123.5 } data_param { source: "x" batch_size: 1 } }'
+    )
+    convert(digits, [tmp_path / "a.onnx"], Options(extras=Extras(train_val=train)))
+    assert inspect(tmp_path / "a.onnx").preprocessing == SAID
+    convert(digits, [tmp_path / "b.onnx"], Options(extras=Extras(train_val=train, mean="1,2,3", resize=(30, 31))))
+    more = {"mean_value": [1.0, 2.0, 3.0], "resize": [30, 31]}
+    assert inspect(tmp_path / "b.onnx").preprocessing == SAID | more
+    train.write_text('layer { name: "r" type: "ReLU" bottom: "a" top: "b" }')
+    with pytest.raises(ConversionError, match="no layer of this net says"):
+        convert(digits, [tmp_path / "c.onnx"], Options(extras=Extras(train_val=train)))
+
+
+@pytest.mark.parametrize(
+    ("extras", "generation", "note"),
+    [
+        (replace(OPTIONS, channel_order="RGB"), "V2", "cannot say that it takes RGB"),
+        (OPTIONS, "V1", "a net of V1 without a data layer cannot say how images are prepared: channel_order BGR"),
+        (replace(OPTIONS, resize=(30, 31)), "V2", "cannot say resize [30, 31]"),
+    ],
+)
+def test_what_a_caffe_net_cannot_say_is_told(
+    extras: Extras, generation: str, note: str, digits: Path, tmp_path: Path
+) -> None:
+    report = convert(digits, [tmp_path / "a.caffemodel"], Options(generation=generation, extras=extras))
+    assert any(note in each for each in report.notes)
+    assert convert(digits, [tmp_path / "a.pt"], Options(generation=generation, extras=extras)).notes != report.notes
+
+
+def test_a_mean_image_after_the_channels_were_exchanged(digits: Path, tmp_path: Path) -> None:
+    """The mean is given for the net as it was."""
+    mean = np.random.default_rng(3).uniform(0, 255, (3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "mean.npy", mean)
+    extras = Extras(preprocess=True, rgb=True, mean=str(tmp_path / "mean.npy"))
+    convert(digits, [tmp_path / "a.onnx"], Options(extras=extras))
+    image = pixels()
+    data = image[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) - mean
+    np.testing.assert_allclose(in_runtime(tmp_path / "a.onnx", image), in_torch(digits, data), rtol=0, atol=1e-5)
+
+
+def test_an_image_is_given_to_each_side_in_its_own_order(digits: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "i.png"), pixels((1, 40, 50, 3))[0])
+    made, plain = tmp_path / "rgb.safetensors", tmp_path / "plain.safetensors"
+    convert(digits, [made], Options(extras=replace(OPTIONS, rgb=True)))
+    convert(digits, [plain], Options(extras=OPTIONS))
+    for a, b in ((plain, made), (made, plain), (digits, made), (made, digits)):
+        found = verify(a, b, VerifyOptions(input=tmp_path / "i.png"))
+        assert found.agrees, (a, b, found.notes)
+
+
+def test_attributes_that_are_none_of_ours(digits: Path, tmp_path: Path) -> None:
+    convert(digits, [tmp_path / "a.h5"])
+    for value in (np.arange(3), "text", np.bytes_(b"\xff")):
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            file.attrs["preprocessing"] = value
+        if isinstance(value, np.bytes_):
+            with pytest.raises(VggcError):
+                inspect(tmp_path / "a.h5")
+        else:
+            assert inspect(tmp_path / "a.h5").preprocessing == {}
 
 
 # -- mean images -----------------------------------------------------------------------------------------------
@@ -243,6 +347,11 @@ def test_mean_images_go_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "n.binaryproto").read_bytes() == (tmp_path / "m.binaryproto").read_bytes()
     np.testing.assert_array_equal(read_mean(tmp_path / "n.binaryproto")[0], mean)
     assert "wrote" in capsys.readouterr().out
+    for name in ("m.npy", "n.binaryproto"):
+        assert run(["inspect", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert "3x5x7" in out
+        assert f"highest {mean.max():g}" in out
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2, 2), (1, 3, 2, 2)])

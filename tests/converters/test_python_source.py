@@ -28,6 +28,7 @@ from converters.python_text import WIDTH, class_name, identifier, plain, quoted,
 from converters.verify import verify
 from repro.cli import run
 from repro.demo import write_model
+from tests import models
 from tests.caffe_compat.layers.test_examples import EXAMPLES, IMAGE, Example
 from tests.converters.residual import RESIDUAL, parsed, random_model, save
 
@@ -427,3 +428,17 @@ def test_command_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "vggc: error" in capsys.readouterr().err
     assert not (tmp_path / "a.py").exists()
     assert Options().names == "caffe"
+
+
+def test_a_prototxt_alone_becomes_source(tmp_path: Path) -> None:
+    """The weights may come later, under the name that the source looks for."""
+    models.write(tmp_path / "m.caffemodel")
+    report = convert(
+        tmp_path / "m.prototxt", [tmp_path / "net.py", tmp_path / "old.prototxt"], Options(generation="V1")
+    )
+    assert (report.format, report.parameters) == ("prototxt", 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.caffemodel", "m.prototxt", "net.py", "old.prototxt"]
+    alone = (tmp_path / "net.py").read_text()
+    convert(tmp_path / "m.caffemodel", [tmp_path / "net.py"], Options(force=True))
+    assert (tmp_path / "net.py").read_text() == alone
+    assert (tmp_path / "net.safetensors").exists()

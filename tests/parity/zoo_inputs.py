@@ -62,6 +62,7 @@ class Trial:
         few = OF_ONE_IMAGE.intersection(layer.top)
         label = (REGIONS,) if few and blob == "labels" else OF_TYPES.get(layer.type, self.label)
         stated = stated_shape(layer) if position == 0 else ()
+        stated = stated or cascade_shape(layer, position, self.side)
         wanted = stated or self.asked.get(blob) or SHAPES.get(blob) or (label if position else images)
         known = {SIDE: self.side, EACH: 1 if few else self.batch}
         return tuple(known.get(size, size) for size in wanted)
@@ -100,6 +101,15 @@ def stated_shape(layer: pb.LayerParameter) -> Shape:
     memory = layer.memory_data_param
     stated = (memory.batch_size, memory.channels, memory.height, memory.width)
     return stated if layer.type == "MemoryData" and all(stated) else ()
+
+
+def cascade_shape(layer: pb.LayerParameter, position: int, side: int) -> Shape:
+    """Of the data layers of Cascade R-CNN: maps of labels, one for each stride, then true boxes."""
+    strides = layer.detection_data_param.stride
+    if layer.type == "DetectionData" and 0 < position <= len(strides):
+        return (EACH, 6, round(side / strides[position - 1]), round(side / strides[position - 1]))
+    boxes = len(strides) + 1 if layer.type == "DetectionData" else 1 if layer.type == "EvalData" else 0
+    return (REGIONS, 8, 1, 1) if boxes == position > 0 else ()
 
 
 def stated_channels(net: pb.NetParameter) -> Sequence[int]:

@@ -179,7 +179,7 @@ def test_pixel_overlaps_count_the_last_pixel() -> None:
     ],
 )
 def test_refused_parameters(fields: str, what: str, field: str) -> None:
-    message, place = refusal(text(fields), (1, 1, 2, 7), (1, 1, 2, 8))
+    message, place = refusal(text(fields), (1, 1, 2, 7), (1, 1, 2, 8), dialect="ssd")
     assert message == what
     assert place == f"detection_evaluate_param.{field}"
 
