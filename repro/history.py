@@ -25,20 +25,20 @@ class Row:
         epoch: how often the training set was gone through.
         loss: of training, over the iterations since the row before.
         accuracy: share of right answers on the validation set, 0 to 1.
-        top5: share of images whose class is among the five that the net finds likeliest.
         validation_loss: on the validation set.
         lr: the rate of the latest update.
         images_per_second: over the iterations since the row before.
+        top5: as the accuracy, of images whose class is among the five that the net finds likeliest.
     """
 
     iteration: int
     epoch: float | None = None
     loss: float | None = None
     accuracy: float | None = None
-    top5: float | None = None
     validation_loss: float | None = None
     lr: float | None = None
     images_per_second: float | None = None
+    top5: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.data.images import Image, opencv
+from caffe_compat.errors import VggcError
 from repro.image_sets import DataError, ImageSet
 from repro.pipeline.colour import Colour
 from repro.pipeline.draws import Draws
@@ -130,12 +131,15 @@ def crop_of(images: ImageSet, index: int, view: View, how: Preparation) -> Image
     """The crop (crop, crop, 3) of uint8 that a view shows of an image; colours and mean come later.
 
     Raises:
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or would become too large.
     """
     crop = how.crop
     image = images.read(index, _reduction(images.size(index), view.scale) if how.reduced else 1)
     height, width = rescaled_size(image.shape[0], image.shape[1], view.scale)
-    image = rescale(image, view.scale)
+    try:
+        image = rescale(image, view.scale)
+    except VggcError as error:
+        raise DataError(error.what, where=images.place(index), remedy=error.remedy) from error
     top, left = _offset(view.top, height - crop), _offset(view.left, width - crop)
     part = image[top : top + crop, left : left + crop]
     return np.asarray(opencv().flip(part, 1)) if view.mirrored else part

@@ -35,8 +35,8 @@ def test_rows_come_back_as_they_were(history: History) -> None:
     assert history.rows() == []
     assert filled(history).rows() == ROWS
     assert history.path.read_text().splitlines()[:2] == [
-        "iteration,epoch,loss,accuracy,top5,validation_loss,lr,images_per_second",
-        "10,0.1,2.302585092994046,,,,0.01,123.4",
+        "iteration,epoch,loss,accuracy,validation_loss,lr,images_per_second,top5",
+        "10,0.1,2.302585092994046,,,0.01,123.4,",
     ]
 
 
