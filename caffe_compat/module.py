@@ -49,18 +49,26 @@ class Net(nn.Module):
         graph: the net.
         arrays: values of the parameter blobs by owner; blobs not given are filled as the net's fillers say.
         seed: of the fillers' random numbers.
+        parameters: parameters to use as they are, by owner, in place of new ones.
 
     Raises:
         GraphError: a call with missing, surplus or mis-shaped inputs.
         LayerError: sizes met at run time that a layer's rule forbids.
     """
 
-    def __init__(self, graph: Graph, arrays: Mapping[ParamKey, np.ndarray] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        arrays: Mapping[ParamKey, np.ndarray] | None = None,
+        seed: int = 0,
+        *,
+        parameters: Mapping[ParamKey, nn.Parameter] | None = None,
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.notes: tuple[str, ...] = graph.notes
         slots = {value: slot for slot, value in enumerate(graph.values)}
-        parameters = _parameters(graph, arrays or {}, np.random.default_rng(seed))
+        parameters = parameters or _parameters(graph, arrays or {}, np.random.default_rng(seed))
         marked = zip(graph.nodes, _idle(graph), _runs(graph), strict=True)
         steps = [self._step(node, slots, parameters, idle, run) for node, idle, run in marked]
         self._every = steps

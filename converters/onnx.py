@@ -24,6 +24,7 @@ from caffe_compat.tensor_weights import NAMES
 from converters.half import widen
 from converters.model import EXCHANGED, Model, NamedBlob, blob_name, tool_version
 from converters.onnx_pixels import Pixels, prepend
+from converters.onnx_sizes import open_axes
 from converters.streaming import Payloads, Target
 
 DEFAULT_OPSET = 17
@@ -41,19 +42,29 @@ class Options:
         opset: version of the default operator set, 13 to 23.
         dynamic_batch: leave the batch size open where the net allows it.
         pixels: let the model take pixels, and prepare them so.
+        open_size: leave heights and widths open too, which every layer must allow.
     """
 
     opset: int = DEFAULT_OPSET
     dynamic_batch: bool = True
     pixels: Pixels | None = None
+    open_size: bool = False
 
 
 class Writer:
     """Collects nodes and constants; what layers see as OnnxWriter."""
 
-    def __init__(self, weights: Mapping[str, NamedBlob], opset: int, dynamic_batch: bool, taken: set[str]) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, NamedBlob],
+        opset: int,
+        dynamic_batch: bool,
+        taken: set[str],
+        open_size: bool = False,
+    ) -> None:
         self.opset = opset
         self.dynamic_batch = dynamic_batch
+        self.open_size = open_size
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._weights = weights
@@ -125,12 +136,18 @@ def build(model: Model, options: Options) -> tuple[onnx.ModelProto, list[NamedBl
     model = replace(_distinct(model, set(names.values())), reshaped={})
     weights = {item.name: item for item in (*model.blobs(), *_reshaped(model, graph))}
     batch = batch_values(graph) if options.dynamic_batch else frozenset()
-    writer = Writer(weights, options.opset, bool(batch), set(names.values()) | set(weights))
-    problems = [error for node in graph.nodes if (error := _emit(node, model, names, writer))]
-    raise_all(problems)
+
+    def write_nodes(graph: Graph) -> Writer:
+        taken = set(names.values()) | set(weights)
+        writer = Writer(weights, options.opset, bool(batch), taken, options.open_size)
+        raise_all([error for node in graph.nodes if (error := _emit(node, model, names, writer))])
+        return writer
+
+    writer = write_nodes(graph)
+    sizes = open_axes(graph, writer, write_nodes) if options.open_size else {}
     read = {name for node in writer.nodes for name in node.input}
     used = [item for item in weights.values() if item.name in read]
-    skeleton = _proto(graph, writer, names, batch, used)
+    skeleton = _proto(graph, writer, names, (batch, sizes), used)
     _describe(skeleton, model)
     widen(skeleton, used)
     if options.pixels is not None:
@@ -238,14 +255,17 @@ def _proto(
     graph: Graph,
     writer: Writer,
     names: Mapping[Value, str],
-    batch: frozenset[Value],
+    open_: tuple[frozenset[Value], Mapping[Value, frozenset[int]]],
     used: list[NamedBlob],
 ) -> onnx.ModelProto:
     """Put the pieces together and let onnx check them, with the weights as inputs while it looks."""
     varying = varying_values(graph)
+    batch, sizes = open_
 
     def info(value: Value) -> onnx.ValueInfoProto:
-        shape: list[int | str | None] = ["N", *graph.values[value][1:]] if value in batch else [*graph.values[value]]
+        moved = sizes.get(value, frozenset())
+        shape: list[int | str | None] = [None if axis in moved else n for axis, n in enumerate(graph.values[value])]
+        shape = ["N", *shape[1:]] if value in batch else shape
         shape = [None] * len(shape) if value in varying else shape
         return helper.make_tensor_value_info(names[value], TensorProto.FLOAT, shape)
 
@@ -327,3 +347,12 @@ def _write_external(used: list[NamedBlob], target: Target, payloads: Payloads) -
             tensor.external_data.add(key=key, value=str(value))
         graph = onnx.GraphProto(initializer=[tensor])
         target.write(onnx.ModelProto(graph=graph).SerializeToString(deterministic=True))
+
+
+def reference_weights(skeleton: onnx.ModelProto, used: Sequence[NamedBlob]) -> None:
+    """Let a model that `build` gave look for its weights outside, by their names, for a runtime that is handed them."""
+    for item in used:
+        tensor = _tensor(item)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=item.name)
+        skeleton.graph.initializer.append(tensor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from caffe_compat.errors import ConversionError, VggcError
 from caffe_compat.tensor_weights import NAMES
+from converters.model import Model
+from converters.onnx import Options, build, reference_weights
 from converters.onnx_reading import read_model
 
 Array = NDArray[Any]
@@ -42,6 +45,73 @@ def run_onnx(path: Path, inputs: Mapping[str, Array], names: Sequence[str]) -> d
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         raise VggcError(f"ONNX Runtime cannot run it: {_first_line(error)}", where=str(path)) from error
     return dict(zip(names, values, strict=True))
+
+
+Session = Callable[[Sequence[str], Mapping[str, Array]], "list[Array]"]
+"""From names of tensors and the inputs to their values."""
+
+
+def file_session(path: Path, threads: int = 0) -> Session:
+    """A model file, made ready to run many times on the processor.
+
+    Args:
+        threads: as many as there are processors when 0.
+
+    Raises:
+        VggcError: ONNX Runtime is not installed, or cannot run the model.
+    """
+    runtime, options = _runtime(), _options(path.parent, threads)
+    try:
+        made = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise VggcError(f"ONNX Runtime refuses it: {_first_line(error)}", where=str(path)) from error
+    return partial(_run, made, str(path))
+
+
+def model_session(model: Model, blobs: Sequence[str], *, open_size: bool = False, threads: int = 0) -> Session:
+    """A net as an ONNX model in memory, made ready to run many times on the processor.
+
+    Args:
+        blobs: those that may be asked for.
+        open_size: for images of any size; see converters.onnx.Options.
+
+    Raises:
+        ConversionError: the net has no form in ONNX.
+        VggcError: as `file_session`.
+    """
+    runtime, options, source = _runtime(), _options(None, threads), model.weights.source
+    proto, used = build(model, Options(open_size=open_size))
+    known = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blobs if name not in known)
+    reference_weights(proto, used)
+    arrays = [np.require(item.blob.values.reshape(item.shape), requirements=["C", "A"]) for item in used]
+    values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    options.add_external_initializers([item.name for item in used], values)
+    try:
+        made = runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise VggcError(f"ONNX Runtime refuses it: {_first_line(error)}", where=source) from error
+    session = partial(_run, made, source)
+    session.kept = arrays, values  # type: ignore[attr-defined]  # they stay alive as long as what reads them
+    return session
+
+
+def _options(folder: Path | None, threads: int) -> Any:
+    """Memory goes back after each run: sizes of images differ, and what is kept for each would add up."""
+    options = _runtime().SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    if folder is not None:
+        options.add_session_config_entry(EXTERNAL_FOLDER, str(folder.resolve()))
+    return options
+
+
+def _run(session: Any, source: str, names: Sequence[str], inputs: Mapping[str, Array]) -> Any:
+    try:
+        return session.run(list(names), dict(inputs))
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        raise VggcError(f"ONNX Runtime cannot run it: {_first_line(error)}", where=source) from error
 
 
 def load(path: Path) -> onnx.ModelProto:

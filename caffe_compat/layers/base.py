@@ -47,6 +47,8 @@ class OnnxWriter(Protocol):
 
     opset: int
     dynamic_batch: bool
+    open_size: bool
+    """Heights and widths are left open: what is written must not depend on those of `bottom_shapes`."""
 
     def op(self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | int = 1, **attributes: Any) -> list[str]:
         """Add a node; `outputs` names its outputs, or counts those to be named here. Returns their names."""

@@ -221,6 +221,8 @@ def write_max_pool(
     g: OnnxWriter, bottom: str, size: Sequence[int], window: Window, tops: Sequence[str] | int = 1
 ) -> list[str]:
     """MaxPool over a bottom of spatial size `size`. Returns the top."""
+    if _fits_all(g, window):
+        return g.op("MaxPool", [bottom], tops, **_open_attributes(window))
     if not any(window.empty(size)):
         return g.op("MaxPool", [bottom], tops, **_attributes(window, size))
     return _write_empty(g, g.op("MaxPool", [bottom], **_attributes(window, size))[0], size, window, -FLT_MAX, tops)
@@ -230,6 +232,8 @@ def write_ave_pool(
     g: OnnxWriter, bottom: str, size: Sequence[int], window: Window, tops: Sequence[str] | int = 1
 ) -> list[str]:
     """AveragePool that counts its padding, corrected where Caffe's divisor is not the whole kernel."""
+    if _fits_all(g, window):
+        return g.op("AveragePool", [bottom], tops, **_open_attributes(window), count_include_pad=1)
     kernel = window.kernel[0] * window.kernel[1]
     divisors = window.divisors(size)
     if (divisors == kernel).all():
@@ -248,6 +252,17 @@ def write_kernel_mean(
     if not any(window.empty(size)):
         return g.op("AveragePool", [bottom], tops, **attributes)
     return _write_empty(g, g.op("AveragePool", [bottom], **attributes)[0], size, window, 0.0, tops)
+
+
+def _fits_all(g: OnnxWriter, window: Window) -> bool:
+    """Whether to use the form for bottoms of any size; there is none for windows that may be empty."""
+    return g.open_size and window.narrow and window.dense
+
+
+def _open_attributes(window: Window) -> dict[str, Any]:
+    """Attributes with which runtimes count windows as Caffe does, a last one that starts inside included."""
+    pads, ceil = [*window.pad, *window.pad], int(window.ceil)
+    return {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": pads, "ceil_mode": ceil}
 
 
 def _attributes(window: Window, size: Sequence[int]) -> dict[str, Any]:
