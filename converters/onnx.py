@@ -271,24 +271,29 @@ def _proto(
 
     inputs = [Value(blob) for blob in graph.inputs]
     outputs = [graph.last(blob) for blob in graph.outputs]
-    inner = [info(v) for v in graph.values if v not in inputs and v not in outputs]
     proto = helper.make_graph(
         writer.nodes,
         graph.name or "net",
         [info(v) for v in inputs] + [_as_input(item) for item in used],
         [info(v) for v in outputs],
         initializer=writer.constants,
-        value_info=inner,
+        value_info=[info(v) for v in graph.values if v not in inputs and v not in outputs],
     )
+    made = _model(proto, writer.opset)
+    del made.graph.input[len(inputs) :]
+    return made
+
+
+def _model(proto: onnx.GraphProto, opset: int) -> onnx.ModelProto:
+    """The checked model of a graph."""
     made = helper.make_model(
         proto,
-        opset_imports=[helper.make_opsetid("", writer.opset)],
-        ir_version=IR_VERSIONS[writer.opset],
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=IR_VERSIONS[opset],
         producer_name="vggc",
         producer_version=tool_version(),
     )
     check(made)
-    del made.graph.input[len(inputs) :]
     return made
 
 

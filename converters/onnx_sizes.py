@@ -51,11 +51,10 @@ def _moved(shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
 
 
 def _differing(one: Written, other: Written) -> list[str]:
-    """Names of nodes and constants that are not the same in both."""
+    """Names of nodes, or else of constants, that are not the same in both."""
     for mine, theirs in ((one.nodes, other.nodes), (one.constants, other.constants)):
-        if len(mine) != len(theirs):
-            return ["its layers"]
-        differing = [a.name for a, b in zip(mine, theirs, strict=True) if a != b]
-        if differing:
-            return differing
+        known = {each.name: each for each in theirs}
+        differing = [each.name for each in mine if known.pop(each.name, None) != each]
+        if differing or known:
+            return [*differing, *known]
     return []

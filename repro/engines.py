@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -180,9 +180,9 @@ def engines(model: Classifier, settings: Settings, blobs: Sequence[str], whole: 
     Raises:
         VggcError: the engine asked for cannot run it.
     """
-    makers = {
-        TORCH: lambda: TorchEngine(model, settings),
-        ONNX: lambda: OnnxEngine(model, blobs),
+    makers: dict[str, Callable[[], Engine]] = {
+        TORCH: partial(TorchEngine, model, settings),
+        ONNX: partial(OnnxEngine, model, blobs),
     }
     if model.file is not None and True not in whole and settings.engine == AUTO:
         return [_ready(makers[ONNX](), whole)]
@@ -196,10 +196,11 @@ def engines(model: Classifier, settings: Settings, blobs: Sequence[str], whole: 
     return found
 
 
-def _ready(engine: Any, whole: Sequence[bool]) -> Any:
+def _ready(engine: Engine, whole: Sequence[bool]) -> Engine:
     """The engine, with its sessions made."""
-    for each in whole if isinstance(engine, OnnxEngine) else ():
-        engine.session(each)
+    if isinstance(engine, OnnxEngine):
+        for each in whole:
+            engine.session(each)
     return engine
 
 
@@ -215,7 +216,7 @@ def choose(found: Sequence[Engine], x: Tensor, blob: str, whole: bool) -> Choice
     return Choice(best, _reason(best.name, seconds, apart, len(x)))
 
 
-def _timed(run: Any) -> float:
+def _timed(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

@@ -141,7 +141,7 @@ class Runner:
         """A batch such as this image gives: for trying engines."""
         if self.crops:
             name, reading = next(iter(self.crops.items()))
-            places = CROPS[name](*image.shape[:2], self.crop)
+            places = CROPS[name](image.shape[0], image.shape[1], self.crop)
             cut = list(self._cut(image, places))[: self.batch]
             return torch.stack(cut), reading, False
         rows, columns = (min(size, max(self.crop, self.limit // (2 * image.shape[0]))) for size in image.shape[:2])
@@ -152,7 +152,7 @@ class Runner:
 
     def _add_crops(self, index: int, scale: int, image: Image) -> None:
         for name in self.crops:
-            places = CROPS[name](*image.shape[:2], self.crop)
+            places = CROPS[name](image.shape[0], image.shape[1], self.crop)
             self._sums[index, name, scale] = _Sum(len(places))
             for crop in self._cut(image, places):
                 self._queue.append((index, name, scale, crop))

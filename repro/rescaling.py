@@ -17,21 +17,22 @@ def rescaled_size(height: int, width: int, smallest: int, rounding: str = EVEN) 
     """Height and width after rescaling: the smallest side is `smallest`, the other `side * smallest / least`.
 
     That is rounded to the nearest, half to even, in exact integers; the paper does not say how.
+    """
+    least = min(height, width)
+    return _scaled(height, smallest, least, rounding), _scaled(width, smallest, least, rounding)
+
+
+def rescale(image: Image, smallest: int, rounding: str = EVEN, interpolation: str = BILINEAR) -> Image:
+    """An image (H, W, C) of uint8, rescaled by OpenCV's bilinear interpolation (`cv::resize`, INTER_LINEAR).
 
     Raises:
         VggcError: the result would have more pixels than an image may have.
     """
-    least = min(height, width)
-    size = _scaled(height, smallest, least, rounding), _scaled(width, smallest, least, rounding)
+    height, width = image.shape[:2]
+    size = rescaled_size(height, width, smallest, rounding)
     if size[0] * size[1] > MOST_PIXELS:
         what = f"an image of {height} x {width} rescaled to {smallest} would be {size[0]} x {size[1]}"
         raise VggcError(what, remedy="cut it into parts, or take it out of the set")
-    return size
-
-
-def rescale(image: Image, smallest: int, rounding: str = EVEN, interpolation: str = BILINEAR) -> Image:
-    """An image (H, W, C) of uint8, rescaled by OpenCV's bilinear interpolation (`cv::resize`, INTER_LINEAR)."""
-    size = rescaled_size(image.shape[0], image.shape[1], smallest, rounding)
     return resize(image, size, interpolation)
 
 

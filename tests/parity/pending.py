@@ -3,7 +3,6 @@
 PENDING_SECTIONS: frozenset[str] = frozenset(
     {
         "zoo_build",  # 73% of the published nets build, 85% are wanted
-        "protocols",  # dense and multi-crop evaluation
     }
 )
 

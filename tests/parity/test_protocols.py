@@ -72,12 +72,16 @@ def test_sizes_and_places(case: Case) -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """A net and what it gave."""
+    """A net and what it gave.
+
+    Attributes:
+        means: scale -> for each pass over whole images (images, 2, values), of each image and of its mirror.
+    """
 
     model: Classifier
     runner: Runner
     results: Results
-    means: Mapping[int, list[np.ndarray]]
+    means: Mapping[int, dict[str, np.ndarray]]
 
 
 @cache
@@ -106,7 +110,14 @@ def ran(folder: Path, net: str, group: str, engine: str, wanted: tuple[str, ...]
             runner.add(position, q, rescaled(folder, index, image["name"], q))
     runner.finish()
     count = range(len(index["images"]))
-    return Ran(model, runner, {key: np.stack([rows[i] for i in count]) for key, rows in found.items()})
+    results = {key: np.stack([rows[i] for i in count]) for key, rows in found.items()}
+    return Ran(model, runner, results, {q: flips(folder, index, runner, q) for q in entry["q"]})
+
+
+def flips(folder: Path, index: Mapping[str, Any], runner: Runner, q: int) -> dict[str, np.ndarray]:
+    """For each pass over whole images (images, 2, values): before mirrors are averaged."""
+    each = [runner.means([rescaled(folder, index, image["name"], q)]) for image in index["images"]]
+    return {name: np.concatenate(rows) for name, rows in zip(runner.whole, zip(*each, strict=True), strict=True)}
 
 
 def classifier(folder: Path, index: Mapping[str, Any], entry: Mapping[str, Any]) -> Classifier:
@@ -167,17 +178,14 @@ def check_each(case: Case, it: Ran, record: Record, compare: Comparison) -> None
 
 def check_flips(case: Case, it: Ran, record: Record, compare: Comparison) -> None:
     """Means over places of each image and of its mirror."""
-    readings = list(it.runner.whole)
     for q in case.entry["q"]:
-        images = [rescaled(case.folder, case.entry, name, q) for name in image_names(case)]
-        means = [it.runner.means([image]) for image in images]
         for flip in (0, 1):
             for key, name, tolerance in (
                 ("prob_mean", "dense", POSTERIORS),
                 ("score_mean", "dense_scores", SCORE_MAPS),
             ):
-                got = np.stack([each[readings.index(name)][0, flip] for each in means])
-                compare.array(f"q{q}/flip{flip}/{key}", got, record.value(f"q{q}/flip{flip}/{key}"), tolerance)
+                place = f"q{q}/flip{flip}/{key}"
+                compare.array(place, it.means[q][name][:, flip], record.value(place), tolerance)
 
 
 def check_maps(case: Case, it: Ran, compare: Comparison) -> None:
@@ -204,12 +212,10 @@ def one_map(case: Case, it: Ran, place: tuple[str, int, str], blob: str) -> np.n
 
 def check_features(case: Case, it: Ran, compare: Comparison) -> None:
     record, raw = Record(case.path(case.entry["features"])), []
-    position = list(it.runner.whole).index("features")
     for q in case.entry["q"]:
-        images = [rescaled(case.folder, case.entry, name, q) for name in image_names(case)]
-        flips = np.stack([it.runner.means([image])[position][0] for image in images])
         for flip in (0, 1):
-            compare.array(f"q{q}/flip{flip}", flips[:, flip], record.value(f"q{q}/flip{flip}"), FEATURES_RAW)
+            got = it.means[q]["features"][:, flip]
+            compare.array(f"q{q}/flip{flip}", got, record.value(f"q{q}/flip{flip}"), FEATURES_RAW)
         raw.append(it.results["features", q])
         compare.array(f"q{q}/raw", raw[-1], record.value(f"q{q}/raw"), FEATURES_RAW)
         compare.array(f"q{q}/l2", protocols.unit_length(raw[-1]), record.value(f"q{q}/l2"), FEATURES_L2)
