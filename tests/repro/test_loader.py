@@ -214,3 +214,13 @@ def test_an_empty_set() -> None:
 
 def test_places_go_up() -> None:
     assert all(one.next < other.next for one, other in pairwise(WANTED))
+
+
+def test_images_that_would_become_too_large_are_replaced() -> None:
+    images = pictures()
+    long = encode_image(np.zeros((1, 65_000, 3), np.uint8), "png")
+    images.files = [long if index == 3 else data for index, data in enumerate(images.files)]
+    loader = Loader(images, Augment(1, 8, 80, (0.0, 0.0, 0.0)), COUNT)
+    (got,) = first(loader, 1)
+    assert sorted(got.labels) == sorted([*(label for label in SET.items.labels if label != 103), 104])
+    assert "memory: 3.png: an image of 1 x 65000 rescaled to 80 would be 80 x 5200000" in str(loader.unreadable[3])
