@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from caffe_compat.errors import VggcError
 
@@ -31,7 +30,7 @@ class Group:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -75,6 +74,17 @@ class Group:
                 dist.all_reduce(tensor)
                 tensor.div_(self.world)
 
+    def told(self, text: str) -> str:
+        """What the first process says; what the others say is not heard."""
+        if self.world == 1:
+            return text
+        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, 0)
+        data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
+
     def wait(self) -> None:
         """Until all have come here."""
         self.sum([0.0])
@@ -100,51 +110,3 @@ def joined(device: str = "") -> Iterator[Group]:
         yield Group(dist.get_rank(), dist.get_world_size(), place)
     finally:
         dist.destroy_process_group()
-
-
-class Summed:
-    """Adds up gradients over the processes while the backward pass goes on.
-
-    Each parameter's gradient is sent as soon as it is complete, in one order on all processes: the reverse of the
-    net's, in which they become complete. Nothing else is sent or copied, so the sums are the same in every run.
-    """
-
-    def __init__(self, group: Group, blobs: Sequence[nn.Parameter]) -> None:
-        self._blobs = [blob for blob in reversed(blobs) if blob.requires_grad]
-        self._active = group.world > 1
-        self._ready: set[int] = set()
-        self._next = 0
-        self._pending: list[Any] = []
-        self._armed = False
-        for index, blob in enumerate(self._blobs if self._active else ()):
-            blob.register_post_accumulate_grad_hook(self._hook(index))
-
-    def arm(self) -> None:
-        """The backward pass that follows completes the gradients."""
-        self._ready, self._next, self._pending, self._armed = set(), 0, [], self._active
-
-    def finish(self) -> None:
-        """Wait until every gradient is the sum; those of blobs that the loss does not reach count as 0."""
-        if not self._armed:
-            return
-        self._armed = False
-        for index, blob in enumerate(self._blobs):
-            if index not in self._ready and blob.grad is None:
-                blob.grad = torch.zeros_like(blob)
-        self._ready = set(range(len(self._blobs)))
-        self._send()
-        for work in self._pending:
-            work.wait()
-
-    def _hook(self, index: int) -> Any:
-        def completed(_blob: Tensor) -> None:
-            if self._armed:
-                self._ready.add(index)
-                self._send()
-
-        return completed
-
-    def _send(self) -> None:
-        while self._next < len(self._blobs) and self._next in self._ready:
-            self._pending.append(dist.all_reduce(self._blobs[self._next].grad, async_op=True))
-            self._next += 1

@@ -12,7 +12,7 @@ class Log:
     """A log file that is added to; without a path, lines go nowhere."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = None if path is None else open(path, "a", encoding="utf-8", buffering=1)
+        self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
 
     def __call__(self, line: str) -> None:
         """Add a line, with time and place as glog writes them."""

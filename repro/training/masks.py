@@ -50,7 +50,9 @@ class Masks:
         self._seed = seed
         self._state = net.graph.context.state
         dropouts = [node.layer for node in net.graph.nodes if node.layer.TYPE == "Dropout" and node.layer.drops]  # type: ignore[attr-defined]
-        self._layers = [(layer.name, prod(layer.bottom_shapes[0][1:]), float(layer.p.dropout_ratio)) for layer in dropouts]
+        self._layers = [
+            (layer.name, prod(layer.bottom_shapes[0][1:]), float(layer.p.dropout_ratio)) for layer in dropouts
+        ]
 
     def draw(self, iteration: int, first: int, count: int) -> None:
         """Prepare a pass over `count` images from place `first` of the batch."""

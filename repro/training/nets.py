@@ -5,7 +5,7 @@ Any net will do: one to deploy, whose Softmax becomes the loss, or one to train,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -187,6 +187,8 @@ class _Making:
         """What the (last) loss compares with the labels; without a loss, one takes the place of the Softmax."""
         losses = [layer for layer in self.net.layer if included(layer, "TRAIN") and layer.type == LOSS]
         if losses:
+            if any(layer.loss_param.normalization == pb.LossParameter.NONE for layer in losses):
+                raise self.fail("a loss that is summed over the batch (normalization: NONE)", "train it with a solver")
             return losses[-1].bottom[0]
         others = [layer.type for layer in self.net.layer if layer.type.endswith("Loss")]
         if others:
@@ -265,13 +267,6 @@ def included(layer: pb.LayerParameter, phase: str) -> bool:
     state = pb.NetState(phase=pb.Phase.Value(phase))  # type: ignore[arg-type]
     rules = layer.include or layer.exclude
     return not rules or any(meets_rule(state, rule) for rule in rules) == bool(layer.include)
-
-
-def inherited(net: pb.NetParameter) -> Iterator[str]:
-    """Layers that deeper nets take over: the first four convolutions and the last three InnerProducts (Sect. 3.1)."""
-    layers = [layer for layer in net.layer if included(layer, "TRAIN")]
-    yield from [layer.name for layer in layers if layer.type == "Convolution"][:4]
-    yield from [layer.name for layer in layers if layer.type == "InnerProduct"][-3:]
 
 
 def _feeds(layer: pb.LayerParameter) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_compat.errors import VggcError
 from caffe_compat.module import Net
-from repro.training.group import Group, Summed
+from repro.training.gradients import Gradients
+from repro.training.group import Group
 from repro.training.masks import Masks
 from repro.training.nets import TrainingNet
 from repro.training.scaling import LossScale
@@ -31,14 +33,16 @@ class Batch:
 
     Attributes:
         iteration: whose, from 0.
-        images: (n, 3, crop, crop), mean subtracted.
+        images: (n, 3, crop, crop) float32, less the mean; or (n, crop, crop, 3) uint8.
         labels: (n) int64.
+        subtracted: (n, 3), what channels of uint8 are to be less; None for float32.
         first: place of the first image in the whole batch.
     """
 
     iteration: int
     images: Tensor
     labels: Tensor
+    subtracted: Tensor | None = None
     first: int = 0
 
 
@@ -61,7 +65,7 @@ class Passes:
         self._info, self._net, self._update = info, net, update
         self._settings, self._group = settings, group
         self._masks = Masks(net, settings.seed)
-        self._summed = Summed(group, update.learning)
+        self._gradients = Gradients(group, update.learning)
         self._weights = {
             top.blob: weight
             for node in net.graph.nodes
@@ -76,16 +80,16 @@ class Passes:
         Raises:
             NotFiniteError: the loss is not finite; it says where that came from.
         """
-        self._update.clear()
         total = torch.zeros((), device=self._group.device)
         parts = list(self.parts(batch))
+        self._gradients.begin()
         for number, part in enumerate(parts):
             loss = self._loss(part) * (len(part.labels) / self._settings.batch)
             if number + 1 == len(parts):
-                self._summed.arm()
+                self._gradients.last()
             (loss * self.scale.factor if self.scale.used else loss).backward()  # type: ignore[no-untyped-call]
+            self._gradients.passed()
             total += loss.detach()
-        self._summed.finish()
         value = self._group.sum([float(total)])[0]
         if not isfinite(value):
             raise self._not_finite(parts, value)
@@ -105,10 +109,11 @@ class Passes:
         device, form = self._group.device, torch.channels_last if self._settings.channels_last else None
         for start in range(0, len(batch.labels), self.micro):
             chosen = slice(start, start + self.micro)
-            images = batch.images[chosen].to(device, non_blocking=True)
-            images = images.to(memory_format=form) if form else images
+            less = None if batch.subtracted is None else batch.subtracted[chosen]
+            images = floats(batch.images[chosen].to(device, non_blocking=True), less)
+            images = images.contiguous(memory_format=form) if form else images
             labels = batch.labels[chosen].to(device, non_blocking=True)
-            yield Batch(batch.iteration, images, labels, batch.first + start)
+            yield Batch(batch.iteration, images, labels, None, batch.first + start)
 
     def _loss(self, part: Batch) -> Tensor:
         self._seed(part)
@@ -122,7 +127,8 @@ class Passes:
     def _seed(self, part: Batch) -> None:
         """Random layers draw by the place of the images; those other than Dropout by that of the first one."""
         self._masks.draw(part.iteration, part.first, len(part.labels))
-        torch.manual_seed(hash((self._settings.seed, part.iteration, part.first)) & 2**63 - 1)
+        words = np.random.SeedSequence([self._settings.seed, part.iteration, part.first]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0] >> 1))
 
     def _unscaled(self) -> bool:
         """Divide the gradients by the scale; whether all are finite, which is the same in all processes."""
@@ -153,6 +159,13 @@ class Passes:
             if not bool(torch.isfinite(blob).all()):
                 return f'parameter {key.blob} of layer "{self._net.graph.nodes[key.node].layer.name}"'
         return None
+
+
+def floats(images: Tensor, subtracted: Tensor | None) -> Tensor:
+    """Images (n, 3, h, w) of float32; of pixels (n, h, w, 3) with what each channel is to be less."""
+    if subtracted is None:
+        return images
+    return images.permute(0, 3, 1, 2).float() - subtracted.to(images.device)[:, :, None, None]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

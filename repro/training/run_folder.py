@@ -92,7 +92,13 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise write_failed(self.path, error) from error
-        write_json(file, {"settings": settings.as_json(), "facts": dict(facts)})
+        kept = read_json(file) if file.exists() else {}
+        write_json(file, {**kept, "settings": settings.as_json(), "facts": dict(facts)})
+
+    def add(self, name: str, value: Any) -> None:
+        """Note something that the run itself has chosen."""
+        file = self.path / RUN
+        write_json(file, {**read_json(file), name: value})
 
     # -- snapshots -----------------------------------------------------------------------------------------
 
@@ -230,8 +236,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise VggcError(f"this is no JSON: {error}", where=str(path), remedy="remove it, or use another --out") from error
+        raise VggcError(
+            f"this is no JSON: {error}", where=str(path), remedy="remove it, or use another --out"
+        ) from error
     if not isinstance(found, dict):
         raise VggcError("this is no JSON object", where=str(path), remedy="remove it, or use another --out")
     return found
-

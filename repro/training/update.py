@@ -41,11 +41,6 @@ class Momentum:
         """The blobs that are changed."""
         return [blob for blob in self.blobs if blob.requires_grad]
 
-    def clear(self) -> None:
-        """Forget the gradients."""
-        for blob in self.blobs:
-            blob.grad = None
-
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Change the parameters by their gradients, which are changed as well."""
