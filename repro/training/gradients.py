@@ -117,7 +117,7 @@ class _Tree:
     def __init__(self, group: Group) -> None:
         self._device = group.device
         self._thread = ThreadPoolExecutor(1, "vggc-sum")
-        self._stream = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None
+        self._stream = _stream(group.device)
         self._groups: list[dist.ProcessGroup | None] = [None]
         if group.world & (group.world - 1) == 0:
             self._groups = [_pair(group, distance) for distance in _powers(group.world)]
@@ -148,4 +148,12 @@ def _pair(group: Group, distance: int) -> dist.ProcessGroup:
     """This process and the one so far away; every process has to make every pair."""
     pairs = [(rank, rank ^ distance) for rank in range(group.world) if rank < rank ^ distance]
     made = {pair: dist.new_group(list(pair)) for pair in pairs}
-    return next(each for pair, each in made.items() if group.rank in pair)
+    mine: dist.ProcessGroup = next(each for pair, each in made.items() if group.rank in pair)
+    return mine
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Where CUDA adds up while the backward pass goes on."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

