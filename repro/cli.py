@@ -37,9 +37,7 @@ COMMANDS = {
     "plot": Entry("repro.plot_command:plot", "Draw loss, accuracy and learning rate of trainings."),
     "verify": Entry("converters.verify_command:verify", "Compare two models layer by layer, and their weights."),
     "test": Entry("caffe_compat.solvers.commands:test", "Score a net over some batches, as `caffe test` does."),
-    "train": Entry(
-        "repro.train_command:train", "Train a net as the paper did, or from a solver as `caffe train` does."
-    ),
+    "train": Entry("repro.train_command:train", "Train a net as the paper did, or from a solver as Caffe does."),
     "upgrade": Entry("caffe_compat.commands:upgrade", "Bring a net, its weights or a solver to the newest generation."),
 }
 REPORT = "this is a fault in vggc; please report it with the traceback that `vggc --debug` shows"
