@@ -42,7 +42,7 @@ def fill(
     Raises:
         VggcError: the filler is unknown, or its parameters or the shape break one of Caffe's checks.
     """
-    why = problem(filler, shape, profile)
+    why = problem(filler, shape, profile, forks=True)
     if why:
         raise VggcError(why, remedy=f"fillers: {', '.join(sorted(known(profile)))}")
     counted = legacy(shape) if profile == "dec2013" else tuple(shape)
@@ -54,14 +54,14 @@ def legacy(shape: Sequence[int]) -> Shape:
     return (1,) * (4 - len(shape)) + tuple(shape)
 
 
-def known(profile: str) -> set[str]:
-    """The filler types of a profile."""
-    return TYPES_2013 if profile == "dec2013" else set(FILLERS)
+def known(profile: str, *, forks: bool = False) -> set[str]:
+    """The filler types of a profile; with those that forks have, if asked for."""
+    return TYPES_2013 if profile == "dec2013" else set(FILLERS) - (set() if forks else set(OF_FORKS))
 
 
-def problem(filler: pb.FillerParameter, shape: Sequence[int], profile: str = "bvlc") -> str:
-    """Why Caffe would refuse to fill a blob of that shape; "" if it would not."""
-    if filler.type not in known(profile):
+def problem(filler: pb.FillerParameter, shape: Sequence[int], profile: str = "bvlc", *, forks: bool = False) -> str:
+    """Why Caffe would refuse to fill a blob of that shape; "" if it would not. Fillers of forks count if asked for."""
+    if filler.type not in known(profile, forks=forks):
         return f'unknown filler "{filler.type}"'
     newer = {f.name for f, _ in filler.ListFields()} - FIELDS_2013
     if profile == "dec2013" and newer:
@@ -80,7 +80,8 @@ def check_fillers(layer: Layer, shapes: Sequence[Shape]) -> None:
         LayerError: Caffe would refuse to initialise a blob.
     """
     for name, filler, shape in zip(("weight_filler", "bias_filler"), layer.fillers(), shapes, strict=False):
-        why = problem(filler, shape, layer.context.profile)
+        forks = layer.context.dialect in OF_FORKS.get(filler.type, ())
+        why = problem(filler, shape, layer.context.profile, forks=forks)
         if why:
             choice = ", ".join(sorted(known(layer.context.profile)))
             raise layer.error(f"{name}: {why}", field=f"{layer.PARAM}.{name}", remedy=f"fillers: {choice}")
@@ -175,8 +176,15 @@ def _xavier(filler: pb.FillerParameter, shape: Shape, generator: np.random.Gener
 
 
 def _msra(filler: pb.FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
-    """N(0, s) with s = sqrt(2 / fan)."""
-    return _normal(0, sqrt(2 / _fan(filler, shape)), shape, generator)
+    """N(0, s) with s = sqrt(2 / fan); caffe-windows' alpha makes it sqrt(2 / fan / (1 + alpha^2))."""
+    return _normal(0, sqrt(2 / _fan(filler, shape) / (1 + filler.alpha**2)), shape, generator)
+
+
+def _gaussian_unitball(_filler: pb.FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    """N(0, 1), then each slice of the first axis is divided by the root of its sum of squares."""
+    out = _normal(0, 1, shape, generator).reshape(shape[0], -1)
+    out /= np.sqrt(np.square(out).sum(axis=1, keepdims=True) + np.float32(1e-12))
+    return out.reshape(shape)
 
 
 def _bilinear(_filler: pb.FillerParameter, shape: Shape, _generator: np.random.Generator) -> Array:
@@ -197,5 +205,9 @@ FILLERS: dict[str, Rule] = {
     "xavier": _xavier,
     "msra": _msra,
     "bilinear": _bilinear,
+    "gaussian_unitball": _gaussian_unitball,
 }
 """Filler type -> distribution."""
+
+OF_FORKS = {"gaussian_unitball": ("caffe-windows",)}
+"""Filler type that BVLC Caffe does not have -> the dialects that have it."""

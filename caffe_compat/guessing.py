@@ -357,12 +357,16 @@ def _decide(evidence: Sequence[_Evidence]) -> Guess:
 
 
 def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int]:
-    """Layers that the dialect has, those of them with just its number of blobs, and those that can be built."""
+    """Layers that the dialect has, those of them with just its number of blobs, and those that can be built.
+
+    Of a layer that other dialects can build it is not enough to have it.
+    """
     have = exact = known = 0
     for item in evidence:
-        have += name in item.forks
+        built = _class(item.type, name) is not None
+        have += name in item.forks and (built or not any(_class(item.type, other) for other in item.forks))
         exact += name in item.exact
-        known += _class(item.type, name) is not None
+        known += built
     return have, exact, known
 
 

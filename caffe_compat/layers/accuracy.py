@@ -21,13 +21,15 @@ class Accuracy(Layer):
 
     So a tie with the true class counts against it. Labels that equal `ignore_label` do not count; without any that
     count the result is 0. A second top holds the share for each class, 0 for classes without labels. No backward: a
-    gradient is refused when the net gives the top a loss_weight. Source: accuracy_layer.cpp.
+    gradient is refused when the net gives the top a loss_weight. With `min_is_better`, which happynear/caffe-windows
+    has, the lowest scores are the best. Source: accuracy_layer.cpp.
     """
 
     TYPE = "Accuracy"
     V1 = ("ACCURACY",)
     V0 = ("accuracy",)
     PARAM = "accuracy_param"
+    FORK_FIELDS = ("accuracy_param.min_is_better",)
     BOTTOMS = (2, 2)
     TOPS = (1, 2)
     BACKWARD = False
@@ -56,6 +58,7 @@ class Accuracy(Layer):
         scores = data.reshape(outer, classes, inner)
         labels = labels.reshape(outer, 1, inner)
         index, counted = label_indices(self, labels, classes, ignored_label(self.p), "accuracy_param")
+        scores = -scores if self.p.min_is_better else scores
         better = (scores >= scores.gather(1, index)).sum(1, keepdim=True) - 1  # the true class is among them
         hit = better < self.p.top_k  # (outer, 1, inner)
         if counted is not None:

@@ -270,6 +270,7 @@ class Convolution(BaseConvolution):
 
     TYPE = "Convolution"
     OUTPUT_FREE = True
+    FORK_FIELDS: ClassVar[tuple[str, ...]] = ("convolution_param.weight_filler.alpha",)
     V1 = ("CONVOLUTION",)
     V0 = ("conv",)
     OP = "Conv"

@@ -29,6 +29,10 @@ class ConvolutionDepthwise(Convolution):
     BOTTOMS = (1, 1)
     TOPS = (1, 1)
 
+    def notes(self) -> list[str]:
+        count, other = self.p.num_output, self.has("num_output") and self.p.num_output != self.channels
+        return [f"num_output {count} has no effect; the top has {self.channels} channels"] if other else []
+
     def setup(self, bottoms: Sequence[Shape]) -> None:
         shape = bottoms[0]
         what = f"the bottom has shape {shape}; four axes are needed"

@@ -27,6 +27,7 @@ class InnerProduct(Layer):
 
     TYPE = "InnerProduct"
     OUTPUT_FREE = True
+    FORK_FIELDS = ("inner_product_param.weight_filler.alpha",)
     V1 = ("INNER_PRODUCT",)
     V0 = ("innerproduct",)
     PARAM = "inner_product_param"

@@ -49,6 +49,7 @@ class NormalizeChannels(Layer):
     TYPE = "Normalize"
     DIALECTS = ("caffe-windows",)
     PARAM = "normalize_param"
+    FORK_FIELDS = ("softmax_param.normalize_type",)  # stands there by mistake in published nets, and changes nothing
     TOPS = (1, 2)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from caffe_compat.fillers import OF_FORKS, known, problem
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
 from caffe_compat.schema import pb
 
@@ -14,18 +15,27 @@ if TYPE_CHECKING:
 
 @register
 class Parameter(Layer):
-    """A learned blob of the given shape as top; it starts at 0 (parameter_layer.hpp)."""
+    """A learned blob of the given shape as top (parameter_layer.hpp).
+
+    It starts at 0, or as `blob_filler` says, which happynear/caffe-windows has.
+    """
 
     TYPE = "Parameter"
     PARAM = "parameter_param"
+    FORK_FIELDS = ("parameter_param.blob_filler",)
     BOTTOMS = (0, 0)
     BLOBS = ("weight",)
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        forks = self.context.dialect in OF_FORKS.get(self.p.blob_filler.type, ())
+        why = problem(self.p.blob_filler, tuple(self.p.shape.dim), forks=forks) if self.has("blob_filler") else ""
+        self.check(not why, why, field="parameter_param.blob_filler", remedy=f"fillers: {', '.join(known('bvlc'))}")
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [tuple(self.p.shape.dim)]
 
     def fillers(self) -> list[pb.FillerParameter]:
-        return [pb.FillerParameter(type="constant")]
+        return [self.p.blob_filler if self.has("blob_filler") else pb.FillerParameter(type="constant")]
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [tuple(self.p.shape.dim)]

@@ -199,6 +199,11 @@ def guess(text: str) -> Guess:
         ('layer { type: "PSROIPooling" bottom: ["x", "r"] top: "y" }', "rfcn"),
         ('layer { type: "Normalize" bottom: "x" top: "y" normalize_param { } }', "caffe-windows"),
         ('layer { type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { scale_bias: true } }', "nvidia"),
+        (  # synopsys has both, but its ConvolutionDepthwise is not known, unlike openvino's
+            'layer { type: "ConvolutionDepthwise" bottom: "x" top: "x" convolution_param { kernel_size: 3 stride: 1 } }'
+            ' layer { type: "ShuffleChannel" bottom: "x" top: "y" }',
+            "openvino",
+        ),
         (
             'layer { type: "ReLU6" bottom: "x" top: "x" }\nlayer { type: "Yolov3" bottom: "x" top: "y" }',
             "mobilenet-yolo",
@@ -393,9 +398,9 @@ def test_unknown_types_name_the_forks_that_have_them() -> None:
         ),
         ('type: "SoftmaxWithLoss" bottom: "l" loss_param { normalization: PRE_FIXED }', "bvlc", 'field "PRE_FIXED"'),
         (
-            'type: "Accuracy" bottom: "l" accuracy_param { min_is_better: true }',
+            'type: "Softmax" softmax_param { hard_ratio: 1 }',
             "",
-            '_better", which is one of caffe-w',
+            '_ratio", which is one of caffe-w',
         ),
         ('type: "ReLU" twist_param { }', "", 'unknown field "twist_param"'),
     ],

@@ -491,3 +491,13 @@ def test_layer_types_of_forks_stay_as_they_are() -> None:
     error = Graph.from_net(done.net, collect=True).problems[1]
     assert isinstance(error, UnknownLayerError)
     assert error.remedy == 'if it is SmoothL1Loss, write the net with `layer { }` and type: "SmoothL1Loss"'
+
+
+def test_layer_types_of_the_dialect_become_those_of_v2() -> None:
+    text = 'layers { name: "x" type: CONVOLUTION3D bottom: "a" convolution_param { kernel_depth: 3 } }'
+    done = upgrade_net(parse(text, pb.NetParameter).message, dialect="c3d-v1.0")  # type: ignore[arg-type]
+    assert done.problems == ()
+    assert done.net.layer[0].type == "Convolution3D"
+    assert done.net.layer[0].convolution_param.kernel_depth == 3
+    (problem,) = upgraded(text).problems
+    assert problem.remedy == "use --dialect c3d-v1.0"

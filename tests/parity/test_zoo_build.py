@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from caffe_compat.dialects import forks_with_v1_type
 from caffe_compat.errors import FormatError, UnknownLayerError, VggcError
 from caffe_compat.graph import Graph
 from caffe_compat.guessing import guess_net
@@ -76,11 +77,18 @@ def build(path: Path) -> Outcome:
     if not isinstance(net, pb.NetParameter) or not (net.layer or net.layers):
         return Outcome(path, is_net=False)
     try:
-        upgraded = with_names(upgrade_net(net, document.map), net)
+        upgraded = with_names(upgrade_net(net, document.map, named := named_fork(net)), net)
     except VggcError:
         return Outcome(path, refusal(path))
-    context = Context(dialect=guess_net(upgraded.net, document.map, upgraded.origins).dialect, folder=str(path.parent))
+    dialect = named or guess_net(upgraded.net, document.map, upgraded.origins).dialect
+    context = Context(dialect=dialect, folder=str(path.parent))
     return Outcome(path, Candidate(document, upgraded, context).problems())
+
+
+def named_fork(net: pb.NetParameter) -> str:
+    """The fork whose layer types a V1 net has, as the refusal of such a net names it; "" for none."""
+    forks = [set(forks_with_v1_type(layer.fork_type)) for layer in net.layers if layer.fork_type]
+    return min(set.intersection(*forks), default="") if forks else ""
 
 
 def refusal(path: Path) -> tuple[VggcError, ...]:

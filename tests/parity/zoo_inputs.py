@@ -13,6 +13,9 @@ Shape = tuple[int, ...]
 KEPT = frozenset({"ContinuationIndicator", "DummyData", "Parameter"})
 """Layers without bottoms that state the shapes of their tops."""
 BATCH = 2
+FRAMES = 16
+VIDEO_TYPES = frozenset({"Convolution3D", "NdConvolution"})
+"""Layers whose bottoms have an axis for frames."""
 REGIONS = 8
 SIDES = (224, 227, 299, 300, 32, 28, 64, 321, 416, 512, 331, 48, 12, 256, 128)
 """Heights and widths of images tried when the net states none."""
@@ -46,6 +49,7 @@ class Trial:
 
     Attributes:
         side, channels, batch: of the images.
+        frames: of videos, which have an axis for them; 0 for images.
         label: shape of other blobs.
         asked: blob -> the shape that the layers which read it ask for.
     """
@@ -53,12 +57,13 @@ class Trial:
     side: int
     channels: int
     batch: int = BATCH
+    frames: int = 0
     label: Shape = LABELS[0]
     asked: Mapping[str, Shape] = field(default_factory=dict)
 
     def shape(self, layer: pb.LayerParameter, position: int) -> Shape:
         """The shape of a top, by its name and place."""
-        blob, images = layer.top[position], (EACH, self.channels, SIDE, SIDE)
+        blob, images = layer.top[position], (EACH, self.channels, *[self.frames] * bool(self.frames), SIDE, SIDE)
         few = OF_ONE_IMAGE.intersection(layer.top)
         label = (REGIONS,) if few and blob == "labels" else OF_TYPES.get(layer.type, self.label)
         stated = stated_shape(layer) if position == 0 else ()
@@ -71,13 +76,13 @@ class Trial:
 def trials(net: pb.NetParameter) -> Iterator[Trial]:
     """What to try, the likeliest first; the second differs from the first in all, to tell what depends on shapes."""
     sides, batch, channels = stated_sides(net) or SIDES, stated_batch(net), stated_channels(net)
-    first = channels[0] if channels else 3
-    yield Trial(sides[0], first, batch)
+    first, frames = channels[0] if channels else 3, stated_frames(net)
+    yield Trial(sides[0], first, batch, frames)
     if any(map(is_source, net.layer)):
-        yield Trial(sides[-1] + 32 * (len(sides) == 1), 4 - first, BATCH + 1, LABELS[1])
+        yield Trial(sides[-1] + 32 * (len(sides) == 1), 4 - first, BATCH + 1, frames, LABELS[1])
         for label in LABELS:
             for side in sides:
-                yield from (Trial(side, count, batch, label) for count in channels or (3, 1, 2, 6))
+                yield from (Trial(side, count, batch, frames, label) for count in channels or (3, 1, 2, 6))
 
 
 def stated_sides(net: pb.NetParameter) -> Sequence[int]:
@@ -101,6 +106,16 @@ def stated_shape(layer: pb.LayerParameter) -> Shape:
     memory = layer.memory_data_param
     stated = (memory.batch_size, memory.channels, memory.height, memory.width)
     return stated if layer.type == "MemoryData" and all(stated) else ()
+
+
+def stated_frames(net: pb.NetParameter) -> int:
+    """Frames of the videos that a net takes, of stated or usual length; 0 where it takes images."""
+    if not any(layer.type in VIDEO_TYPES for layer in net.layer):
+        return 0
+    lengths = [
+        layer.video_data_param.new_length for layer in net.layer if layer.video_data_param.HasField("new_length")
+    ]
+    return max(lengths, default=FRAMES)
 
 
 def cascade_shape(layer: pb.LayerParameter, position: int, side: int) -> Shape:

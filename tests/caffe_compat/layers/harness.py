@@ -102,8 +102,9 @@ def gradients(
     """Gradients of bottoms and of blobs, zero where none flows."""
     inputs = [tensor.requires_grad_() for tensor in _tensors(bottoms)]
     weights = [tensor.requires_grad_() for tensor in _tensors(blobs)]
-    tops = it.layer.forward(inputs, weights)
-    grads = torch.autograd.grad(tops, inputs + weights, _tensors(top_diffs), allow_unused=True, materialize_grads=True)
+    tops = zip(it.layer.forward(inputs, weights), _tensors(top_diffs), strict=True)
+    outs, diffs = zip(*((top, diff) for top, diff in tops if top.requires_grad), strict=True)
+    grads = torch.autograd.grad(outs, inputs + weights, diffs, allow_unused=True, materialize_grads=True)
     values = [grad.numpy() for grad in grads]
     return values[: len(inputs)], values[len(inputs) :]
 
