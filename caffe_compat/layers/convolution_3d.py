@@ -77,8 +77,8 @@ class Convolution3D(OfVideo, Convolution):
     """
 
     TYPE = "Convolution3D"
-    V1 = ()
-    V0 = ()
+    V1 = ()  # type: ignore[assignment]
+    V0 = ()  # type: ignore[assignment]
     DIALECTS = ("c3d", "c3d-v1.0")
 
 
@@ -87,7 +87,7 @@ class Deconvolution3D(OfVideo, Deconvolution):
     """The transpose of Convolution3D (deconvolution3d_layer.cpp of facebookarchive/C3D)."""
 
     TYPE = "Deconvolution3D"
-    V1 = ()
+    V1 = ()  # type: ignore[assignment]
     DIALECTS = ("c3d", "c3d-v1.0")
 
 

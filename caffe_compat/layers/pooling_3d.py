@@ -113,7 +113,7 @@ class PoolingOfVideo(Layer):
         if pads.any():  # operators take no padding as wide as the kernel
             value = g.constant(np.float32(0 if mean else -FLT_MAX))
             bottoms = g.op("Pad", [*bottoms, g.constant(pads), value])
-        attributes = {"kernel_shape": list(at.kernel), "strides": list(at.stride)}
+        attributes: dict[str, Any] = {"kernel_shape": list(at.kernel), "strides": list(at.stride)}
         if not mean:
             g.op("MaxPool", bottoms, tops, **attributes)
             return
