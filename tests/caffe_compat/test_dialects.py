@@ -202,7 +202,7 @@ def guess(text: str) -> Guess:
         (  # synopsys has both, but its ConvolutionDepthwise is not known, unlike openvino's
             'layer { type: "ConvolutionDepthwise" bottom: "x" top: "x" convolution_param { kernel_size: 3 stride: 1 } }'
             ' layer { type: "ShuffleChannel" bottom: "x" top: "y" }',
-            "openvino",
+            "shufflenet",
         ),
         (
             'layer { type: "ReLU6" bottom: "x" top: "x" }\nlayer { type: "Yolov3" bottom: "x" top: "y" }',
