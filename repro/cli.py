@@ -30,6 +30,7 @@ COMMANDS = {
         "Convert a Caffe model to PyTorch, ONNX, HDF5 or safetensors, or ONNX to Caffe.",
     ),
     "data": Entry("caffe_compat.data.commands:data", "Make and look at databases of images (LMDB, LevelDB)."),
+    "evaluate": Entry("repro.evaluate_command:evaluate", "Measure top-1 and top-5 errors as the paper does."),
     "inspect": Entry(
         "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -48,12 +49,14 @@ class Settings:
     compiled: bool = False
 
     def place(self) -> torch.device:
-        """The device.
+        """The device; of several processes that torchrun has started on a machine each has its own GPU.
 
         Raises:
             VggcError: there is none of that name.
         """
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         try:
             device = torch.device(name)
             torch.empty(0, device=device)
@@ -204,10 +207,13 @@ def _ready(engine: Engine, whole: Sequence[bool]) -> Engine:
     return engine
 
 
+def only(engine: Engine) -> Choice:
+    """An engine without another to compare it with."""
+    return Choice(engine, NAMES[engine.name])
+
+
 def choose(found: Sequence[Engine], x: Tensor, blob: str, whole: bool) -> Choice:
-    """The fastest engine on a batch whose values of `blob` agree with the first one's within `AGREE`."""
-    if len(found) == 1:
-        return Choice(found[0], NAMES[found[0].name])
+    """The faster of two engines on a batch, if its values of `blob` agree with the first one's within `AGREE`."""
     runs = {engine.name: partial(engine.run, x, [blob], whole) for engine in found}
     first, other = found
     apart = float((runs[first.name]()[0] - runs[other.name]()[0]).abs().max())
@@ -226,5 +232,5 @@ def _reason(best: str, seconds: Mapping[str, float], apart: float, batch: int) -
     other = next(name for name in seconds if name != best)
     if apart > AGREE:
         return f"{NAMES[best]}, as {NAMES[other]} differs by {apart:.1e}"
-    times = f"{seconds[best] * 1e3:.0f} ms for a batch of {batch} against {seconds[other] * 1e3:.0f} ms"
+    times = f"{seconds[best] * 1e3:.3g} ms for a batch of {batch} against {seconds[other] * 1e3:.3g} ms"
     return f"{NAMES[best]}: {times} in {NAMES[other]}, which agree within {AGREE:g} ({apart:.1e})"

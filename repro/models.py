@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ class Classifier:
         blob: the input.
         channels, crop: its sizes.
         scores, posteriors: blobs; "" where the net has no such.
+        classes: how many; 0 when that is not known.
         prepare: pixels -> input.
         file: an ONNX file that is run as it is.
         batch: the only batch size that the file takes, 0 for any.
@@ -143,6 +145,7 @@ class Classifier:
     crop: int
     scores: str
     posteriors: str
+    classes: int
     prepare: Preparation
     file: Path | None = None
     batch: int = 0
@@ -227,7 +230,8 @@ def _classifier(path: Path, model: Model, how: Mapping[str, Any], output: str) -
         raise GraphError(f"no blob called {output}", where=str(path), remedy=f"blobs: {', '.join(graph.shapes)}")
     ready = preparation(model.preprocessing, channels, path.parent, **how)
     notes = (*model.notes, *_no_softmax(scores, posteriors))
-    return Classifier(path, model, blob, channels, crop, scores, posteriors, ready, notes=notes)
+    classes = prod(graph.shapes[posteriors or scores][1:])
+    return Classifier(path, model, blob, channels, crop, scores, posteriors, classes, ready, notes=notes)
 
 
 def _input(path: Path, inputs: Mapping[str, Sequence[int]]) -> tuple[str, tuple[int, int, int]]:
@@ -274,4 +278,6 @@ def _onnx(path: Path, net: Path | None, how: Mapping[str, Any], output: str) -> 
     except VggcError:
         model = None
     notes = _no_softmax(scores, posteriors)
-    return Classifier(path, model, blob, channels, crop, scores, posteriors, ready, path, batch, notes)
+    shape = next(info.type.tensor_type.shape.dim for info in proto.graph.output if info.name == name)
+    classes = prod(dim.dim_value for dim in shape[1:])
+    return Classifier(path, model, blob, channels, crop, scores, posteriors, classes, ready, path, batch, notes)

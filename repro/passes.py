@@ -72,9 +72,13 @@ class _Sum:
         return self.done == self.wanted
 
 
+_Kind = tuple[int, int, tuple[str, ...]]
+"""Height, width, passes."""
+
+
 @dataclass
 class _Bucket:
-    """Whole images of one shape."""
+    """Whole images of one shape, through the same passes."""
 
     images: list[tuple[int, int, Image]] = field(default_factory=list)
 
@@ -92,7 +96,7 @@ class Runner:
         crop: side of the net's input.
         crops: passes over crops -> what is read.
         whole: passes over whole images -> what is read.
-        sink: see Sink.
+        sink: see Sink; it may be set later.
         pixels: limit of a batch; 0 for the device's in `PIXELS`.
         graph: the net for whole images, which tells how images may be cut; without it they are not.
     """
@@ -104,7 +108,7 @@ class Runner:
         crop: int,
         crops: Mapping[str, Reading],
         whole: Mapping[str, Reading],
-        sink: Sink,
+        sink: Sink = lambda *_: None,
         *,
         pixels: int = 0,
         graph: Graph | None = None,
@@ -116,26 +120,28 @@ class Runner:
         self.tiles = Tiles.of(graph, {each.blob for each in whole.values()}) if graph else None
         self._queue: list[tuple[int, str, int, Tensor]] = []
         self._sums: dict[tuple[int, str, int], _Sum] = {}
-        self._buckets: dict[tuple[int, int], _Bucket] = {}
+        self._buckets: dict[_Kind, _Bucket] = {}
 
-    def add(self, index: int, scale: int, image: Image) -> None:
-        """Take a rescaled image (H, W, 3), BGR."""
-        if self.crops:
-            self._add_crops(index, scale, image)
-        if self.whole:
-            bucket = self._buckets.setdefault(image.shape[:2], _Bucket())  # type: ignore[arg-type]
+    def add(self, index: int, scale: int, image: Image, names: Sequence[str] | None = None) -> None:
+        """Take a rescaled image (H, W, 3), BGR, through some of the passes, or all of them."""
+        crops, whole = (tuple(n for n in known if names is None or n in names) for known in (self.crops, self.whole))
+        if crops:
+            self._add_crops(index, scale, image, crops)
+        if whole:
+            kind = (image.shape[0], image.shape[1], whole)
+            bucket = self._buckets.setdefault(kind, _Bucket())
             bucket.images.append((index, scale, image))
             if 2 * bucket.pixels >= self.limit:
-                self._run_whole(image.shape[:2])  # type: ignore[arg-type]
+                self._run_whole(kind)
             while sum(each.pixels for each in self._buckets.values()) > WAITING * self.limit:
-                self._run_whole(max(self._buckets, key=lambda shape: self._buckets[shape].pixels))
+                self._run_whole(max(self._buckets, key=lambda each: self._buckets[each].pixels))
 
     def finish(self) -> None:
         """Run what still waits for others."""
         while self._queue:
             self._run_crops()
-        for shape in list(self._buckets):
-            self._run_whole(shape)
+        for kind in list(self._buckets):
+            self._run_whole(kind)
 
     def first_batch(self, image: Image) -> tuple[Tensor, Reading, bool]:
         """A batch such as this image gives: for trying engines."""
@@ -150,8 +156,8 @@ class Runner:
 
     # -- crops ---------------------------------------------------------------------------------------------------
 
-    def _add_crops(self, index: int, scale: int, image: Image) -> None:
-        for name in self.crops:
+    def _add_crops(self, index: int, scale: int, image: Image, names: Sequence[str]) -> None:
+        for name in names:
             places = CROPS[name](image.shape[0], image.shape[1], self.crop)
             self._sums[index, name, scale] = _Sum(len(places))
             for crop in self._cut(image, places):
@@ -185,20 +191,23 @@ class Runner:
 
     # -- whole images --------------------------------------------------------------------------------------------
 
-    def _run_whole(self, shape: tuple[int, int]) -> None:
-        images = self._buckets.pop(shape).images
-        most = max(1, self.limit // (2 * shape[0] * shape[1]))
+    def _run_whole(self, kind: _Kind) -> None:
+        images, (height, width, names) = self._buckets.pop(kind).images, kind
+        most = max(1, self.limit // (2 * height * width))
         for start in range(0, len(images), most):
             part = images[start : start + most]
-            means = self.means([image for _, _, image in part])
-            for (name, reading), mean in zip(self.whole.items(), means, strict=True):
+            means = self.means([image for _, _, image in part], names)
+            for name, mean in zip(names, means, strict=True):
                 for (index, scale, _), flips in zip(part, mean, strict=True):
-                    both = [reading.finish(flip) for flip in flips]
+                    both = [self.whole[name].finish(flip) for flip in flips]
                     self.sink(index, name, scale, (both[0] + both[1]) / 2)
 
-    def means(self, images: Sequence[Image]) -> list[Floats]:
-        """What is read of images of one shape and of their mirrors, in the mean over places: (images, 2, channels)."""
-        shape, readings = images[0].shape[:2], list(self.whole.values())
+    def means(self, images: Sequence[Image], names: Sequence[str] | None = None) -> list[Floats]:
+        """For each pass what is read of images of one shape and of their mirrors, in the mean over places.
+
+        (images, 2, channels); `names` says which passes, by default all.
+        """
+        shape, readings = images[0].shape[:2], [self.whole[name] for name in names or self.whole]
         if 2 * shape[0] * shape[1] * len(images) <= self.limit or self.tiles is None:
             found = self._place_means(self._pair(images), readings)
         else:

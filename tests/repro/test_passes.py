@@ -158,14 +158,14 @@ def test_auto_takes_the_faster_engine_that_agrees(model: Classifier, monkeypatch
     both = engines(model, Settings(), ["prob"], [False, True])
     assert [engine.name for engine in both] == [TORCH, ONNX]
     x = torch.from_numpy(model.prepare(smooth(16, 16)))[None]
-    seconds = {TORCH: 2.0, ONNX: 1.0}
+    seconds = {TORCH: 0.2, ONNX: 0.1}
     monkeypatch.setattr(engines_module, "_timed", lambda run: seconds[run.func.__self__.name])
     assert choose(both, x, "prob", False).engine.name == ONNX
-    assert "ONNX Runtime: 1000 ms for a batch of 1 against 2000 ms in PyTorch" in choose(both, x, "prob", False).said
-    seconds[ONNX] = 3.0
+    assert "ONNX Runtime: 100 ms for a batch of 1 against 200 ms in PyTorch" in choose(both, x, "prob", False).said
+    seconds[ONNX] = 0.3
     assert choose(both, x, "prob", False).engine.name == TORCH
     monkeypatch.setattr(engines_module, "AGREE", -1.0)
-    seconds[ONNX] = 1.0
+    seconds[ONNX] = 0.1
     choice = choose(both, x, "prob", False)
     assert choice.engine.name == TORCH
     assert "as ONNX Runtime differs by" in choice.said
