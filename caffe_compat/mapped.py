@@ -99,6 +99,7 @@ def mostly_text(head: bytes) -> bool:
 
 _KINDS: tuple[tuple[Kind, Callable[[bytes], bool]], ...] = (
     (Kind("HDF5", "give it as the weights"), _hdf5),
+    (Kind("safetensors", "give it as the weights"), _safetensors),
     (Kind("gzip", "unpack it first (gunzip)"), _at_start(b"\x1f\x8b")),
     (Kind("bzip2", "unpack it first (bunzip2)"), _at_start(b"BZh")),
     (Kind("xz", "unpack it first (unxz)"), _at_start(b"\xfd7zXZ\0")),
@@ -114,7 +115,6 @@ _KINDS: tuple[tuple[Kind, Callable[[bytes], bool]], ...] = (
         _at_start(b"version https://git-lfs", b"version https://hawser"),
     ),
     (Kind("HTML page", "the download went wrong: fetch the raw file"), _html),
-    (Kind("safetensors", "give it as the weights"), _safetensors),
     (Kind("text", "give it as the net (.prototxt)"), is_text),
 )
 

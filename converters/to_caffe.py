@@ -15,8 +15,10 @@ from google.protobuf.message import Message
 
 from caffe_compat.binding import bind
 from caffe_compat.dec2013 import PROFILE as DEC2013
-from caffe_compat.errors import ConversionError, raise_all
+from caffe_compat.dialects import dialects, restore
+from caffe_compat.errors import ConversionError, FormatError, raise_all
 from caffe_compat.graph import Graph, Node
+from caffe_compat.guessing import guess_net
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
 from caffe_compat.tags import BYTES, encode_varint
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
 LARGEST = 2**31 - 1
 """Bytes that protobuf, and so Caffe, reads of one file."""
 LEGACY_AXES = 4
+
+
+class Form(NamedTuple):
+    """Whose binary form: the generation, and the fork, "" for BVLC Caffe."""
+
+    generation: str
+    dialect: str
 
 
 class Place(NamedTuple):
@@ -65,7 +74,7 @@ def write(model: Model, target: Target, payloads: Payloads, generation: str = "V
             form in that generation; `Problems` when several.
     """
     graph = _checked(model)
-    for part in _pieces(model, graph, downgrade(net_of(graph, model.preprocessing), generation), generation):
+    for part in _pieces(model, graph, _message(model, graph, generation), generation):
         if isinstance(part, Blob):
             payloads.send(part, target)
         else:
@@ -78,7 +87,7 @@ def write_net(model: Model, target: Target, generation: str = "V2") -> None:
     Raises:
         ConversionError: a layer has no form in that generation; `Problems` when several.
     """
-    target.write(dump(downgrade(net_of(_built(model), model.preprocessing), generation)).encode())
+    target.write(dump(_message(model, _built(model), generation)).encode())
 
 
 def save(made: Imported, path: str | Path, generation: str = "V2", *, force: bool = False) -> tuple[Path, Path]:
@@ -135,6 +144,28 @@ def _checked(model: Model) -> Graph:
     return graph
 
 
+def _message(model: Model, graph: Graph, generation: str) -> pb.NetParameter:
+    """The net without weights, as programs of its generation and fork read it."""
+    made = downgrade(net_of(graph, model.preprocessing), generation)
+    own = dialects().get(graph.context.dialect or guess_net(made).dialect)
+    if generation == "V2" and own and not own.has(pb.LayerParameter.DESCRIPTOR, "input_param"):
+        _inputs_outside(made)
+    return made
+
+
+def _inputs_outside(net: pb.NetParameter) -> None:
+    """Inputs as fields of the net, in place of Input layers, which came later than the fork."""
+    layers = list(net.layer)
+    del net.layer[:]
+    for layer in layers:
+        if layer.type != "Input":
+            net.layer.append(layer)
+            continue
+        net.input.extend(layer.top)
+        once = len(layer.input_param.shape) == 1
+        net.input_shape.extend(list(layer.input_param.shape) * (len(layer.top) if once else 1))
+
+
 def net_of(graph: Graph, ready: Mapping[str, Any] | None = None) -> pb.NetParameter:
     """The net that the graph is, without rules for phases, and with the inputs' shapes of this graph.
 
@@ -178,15 +209,16 @@ def _transform(ready: Mapping[str, Any]) -> pb.TransformationParameter:
 
 
 def _pieces(model: Model, graph: Graph, made: pb.NetParameter, generation: str) -> Iterator[bytes | Blob]:
-    """The file: bytes, and blobs whose values follow."""
+    """The file: bytes, and blobs whose values follow; layers of a fork have its own numbers."""
+    dialect = graph.context.dialect or guess_net(made).dialect
     header = pb.NetParameter()
     copy_fields(made, header, leave={"layer", "layers"})
     total = header.ByteSize()
     yield header.SerializeToString(deterministic=True)
-    nodes = [node for node in graph.nodes if generation == "V2" or node.layer.TYPE != "Input"]
+    nodes = [node for node in graph.nodes if not made.input or node.layer.TYPE != "Input"]
     layers: Sequence[Any] = made.layer if generation == "V2" else made.layers
     for node, layer in zip(nodes, layers, strict=True):
-        parts = list(_layer(model, node, layer, generation))
+        parts = list(_layer(model, node, layer, Form(generation, dialect)))
         total += sum(map(_size, parts))
         if total > LARGEST:
             what = f"the file would exceed {LARGEST} bytes, the most that protobuf reads"
@@ -194,20 +226,31 @@ def _pieces(model: Model, graph: Graph, made: pb.NetParameter, generation: str) 
         yield from parts
 
 
-def _layer(model: Model, node: Node, layer: Any, generation: str) -> Iterator[bytes | Blob]:
+def _layer(model: Model, node: Node, layer: Any, form: Form) -> Iterator[bytes | Blob]:
     """One layer: its message, and its blobs in the innermost message of the path."""
-    place = PLACES[generation]
+    place = PLACES[form.generation]
     arrays = [model.arrays[key] for key in node.params]
     parts: list[bytes | Blob] = []
     for blob, shape in zip(arrays, node.blob_shapes, strict=True):
-        parts += _blob(blob, _header(node, shape, generation), place.blobs)
+        parts += _blob(blob, _header(node, shape, form.generation), place.blobs)
     inner = [] if len(place.path) == 1 else [layer.layer]
     for message, number in zip([*inner, layer], reversed(place.path), strict=True):
         copy = type(message)()
         copy_fields(message, copy, leave={"layer"} if message is layer and inner else set())
-        parts = [copy.SerializeToString(deterministic=True), *parts]
+        parts = [_restored(copy, node, form), *parts]
         parts = [_frame(number, sum(map(_size, parts))), *parts]
     yield from parts
+
+
+def _restored(message: Message, node: Node, form: Form) -> bytes:
+    """A layer's message without blobs, as its fork writes it."""
+    data = message.SerializeToString(deterministic=True)
+    if form.generation != "V2":
+        return data
+    try:
+        return restore(data, form.dialect)
+    except FormatError as error:
+        raise refused(node.layer.param, error.what, error.remedy) from error
 
 
 def _header(node: Node, shape: Shape, generation: str) -> pb.BlobProto:

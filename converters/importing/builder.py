@@ -241,6 +241,10 @@ class Builder:
         layer.check(not large, f"a top of {list(large)}; a blob has {MAX_COUNT} values at most", remedy="feed less")
         return tops
 
+    def in_place(self, made: Made) -> bool:
+        """Whether a layer may overwrite its first bottom."""
+        return self._class(made.param).INPLACE
+
     def one(self, *args: Any, **fields: Any) -> Value:
         """The top of a layer that has one."""
         return self.layer(*args, **fields)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from caffe_compat.schema import pb
@@ -18,6 +19,7 @@ def finish(b: Builder) -> tuple[pb.NetParameter, Weights]:
     """
     results = _outputs(b)
     _silence(b, results)
+    _in_place(b)
     net = pb.NetParameter(name=b.program.name)
     net.layer.extend(made.param for made in b.layers)
     layers = [LayerBlobs(made.param.name, tuple(map(_blob, made.blobs)), made.param.type) for made in b.layers]
@@ -65,3 +67,22 @@ def _silence(b: Builder, results: set[str]) -> None:
     unused = [top for made in b.layers for top in made.param.top if top not in read and top not in results]
     if unused:
         b.layers.append(Made(pb.LayerParameter(name=b.unique("unused"), type="Silence", bottom=unused), []))
+
+
+VERSION = re.compile(r"@\d+$")
+"""What the names of a blob's values end with, but for the last, in models that `vggc convert` wrote."""
+
+
+def _in_place(b: Builder) -> None:
+    """Let layers overwrite their bottom where the names say that both are values of one blob."""
+    reads = Counter(blob for made in b.layers for blob in made.param.bottom)
+    own = {top for made in b.layers for top in made.param.top} - set(b.program.inputs)
+    last: dict[str, str] = {}
+    for made in reversed(b.layers):
+        if len(made.param.top) != 1 or not made.param.bottom or not b.in_place(made):
+            continue
+        bottom, top = made.param.bottom[0], made.param.top[0]
+        if reads[bottom] == 1 and bottom in own and VERSION.sub("", bottom) == VERSION.sub("", top):
+            last[bottom] = last.get(top, top)
+    for earlier, name in last.items():
+        b.rename(earlier, name)

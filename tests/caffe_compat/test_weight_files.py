@@ -250,6 +250,14 @@ def test_safetensors(tmp_path: Path) -> None:
             assert data[blob.offset : blob.offset + blob.values.nbytes] == expected.tobytes()
 
 
+@pytest.mark.parametrize("size", [0x280, 0x380, 0x480, 0x580, 0x8B1F, 0x5A42])
+def test_a_header_length_is_not_taken_for_another_kind_of_file(tmp_path: Path, size: int) -> None:
+    """The first bytes are those of a pickle, of gzip or of bzip2."""
+    header = json.dumps({"a.b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(size)
+    (tmp_path / "m").write_bytes(struct.pack("<Q", size) + header + struct.pack("<f", 2))
+    assert read_weights(tmp_path / "m").format == "safetensors"
+
+
 def test_safetensors_bfloat16_is_widened(tmp_path: Path) -> None:
     tensor = torch.tensor([1.0, -2.5, 3e38]).bfloat16()
     path = safetensors(tmp_path / "w", {"a.0": entry("BF16", [3], [0, 6])}, tensor.view(torch.int16).numpy().tobytes())

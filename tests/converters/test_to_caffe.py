@@ -9,15 +9,19 @@ import pytest
 from google.protobuf import text_format
 
 import caffe_compat as cc
+from caffe_compat.binding import bind
+from caffe_compat.dialects import OURS, dialects
 from caffe_compat.errors import ConversionError, Problems, VggcError
-from caffe_compat.loading import open_net
+from caffe_compat.loading import State, open_net
 from caffe_compat.schema import pb
+from caffe_compat.tags import Field, Tags
 from caffe_compat.textformat import parse
 from caffe_compat.upgrade import generation_of, upgrade_net
 from caffe_compat.weights import Blob, LayerBlobs, Weights
 from converters.convert import Options, prepare
 from converters.downgrade import downgrade
 from converters.importing.translation import Imported
+from converters.model import Model
 from converters.streaming import Payloads, Target
 from converters.to_caffe import save, write, write_net
 from tests import models
@@ -240,3 +244,45 @@ def test_blobs_of_an_older_generation_have_four_sizes(tmp_path: Path) -> None:
     save(Imported(net(text), Weights((LayerBlobs("one", blobs),))), tmp_path / "m.caffemodel", "V1")
     blob = pb.NetParameter.FromString((tmp_path / "m.caffemodel").read_bytes()).layers[1].blobs[0]
     assert (blob.num, blob.channels, blob.height, blob.width) == (1, 1, 2, 243)
+
+
+# -- forks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fork", "kind", "body"),
+    [
+        ("ssd", "Permute", "permute_param { order: [0, 2, 3, 1] }"),
+        ("ssd", "Normalize", "norm_param { across_spatial: false }"),
+        ("pspnet", "Interp", "interp_param { height: 8 width: 9 }"),
+    ],
+)
+def test_layers_of_a_fork_have_its_numbers(fork: str, kind: str, body: str, tmp_path: Path) -> None:
+    """The fork reads the file, and so do we without being told whose it is; older forks have no Input layers."""
+    text = f'''
+        layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: [1, 3, 4, 4] }} }} }}
+        layer {{ name: "it" type: "{kind}" bottom: "data" top: "it" {body} }}
+    '''
+    source = tmp_path / "m.prototxt"
+    source.write_text(text)
+    graph = open_net(source, state=State(dialect=fork)).graph
+    blobs = [Blob(shape, np.ones(np.prod(shape, dtype=int), np.float32)) for shape in graph.layer("it").blob_shapes]
+    weights = Weights((LayerBlobs("it", tuple(blobs)),))
+    model = Model(graph, bind(graph, weights).arrays, weights)
+    with Payloads() as payloads, Target(tmp_path / "m.caffemodel") as target:
+        write(model, target, payloads)
+        target.finish()
+        target.rename()
+    own = dialects()[fork].fields["LayerParameter"]
+    numbers = {part.number for part in _fields_of_last_layer((tmp_path / "m.caffemodel").read_bytes())}
+    assert numbers & set(own.values())
+    assert not any(number >= OURS for number in numbers)
+    opened = open_net(tmp_path / "m.caffemodel")
+    assert opened.graph.net.layer[-1] == graph.net.layer[-1]
+    assert opened.graph.shapes == graph.shapes
+
+
+def _fields_of_last_layer(data: bytes) -> list[Field]:
+    tags = Tags(data, "m")
+    last = [part for part in tags.fields(0, len(data)) if part.number == 100][-1]
+    return list(tags.fields(last.value, last.end))
