@@ -1,4 +1,4 @@
-# make demo   convert a small net to every format and compare the engines, blob by blob
+# make demo   train a small net, convert it to every format and compare the engines, blob by blob
 # make test   lint, types, tests
 # make bench  time and memory of a full-size conversion; speed of the input pipeline
 # make proto  regenerate caffe_compat/schema/caffe_pb2.py from caffe.proto
@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 
 .PHONY: demo test bench proto tables clean
 
-demo: $(VENV)/verify.stamp
+demo: $(VENV)/repro.stamp
 	@$(PY) -m repro.demo
 
 bench: $(VENV)/test.stamp
