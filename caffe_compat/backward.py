@@ -66,7 +66,7 @@ def _backward_2013(graph: Graph) -> Backward:
 
 
 @dataclass
-class _Item:
+class Item:
     """A layer after splits are inserted; blobs are known by names of which in-place layers share one.
 
     Attributes:
@@ -94,12 +94,23 @@ class _Item:
         return self.node is None or self.node.layer.propagates(bottom)
 
 
-def _backward_bvlc(graph: Graph) -> Backward:
+def items_with_splits(graph: Graph) -> list[Item]:
+    """The layers in order, splits inserted, and what is computed of each."""
+    return _marked(graph)[0]
+
+
+def _marked(graph: Graph) -> tuple[list[Item], dict[str, bool]]:
+    """The same, and the blobs in need."""
     items = _with_splits(graph.nodes)
     need = _mark_learning(items)
     _keep_under_loss(items)
     if graph.net.force_backward:
         _force(items, need)
+    return items, need
+
+
+def _backward_bvlc(graph: Graph) -> Backward:
+    items, need = _marked(graph)
     own = [item for item in items if item.node is not None]
     forced = graph.net.force_backward
     params = [tuple(forced or spec.lr_mult != 0 for spec in node.specs) for node in graph.nodes]
@@ -113,7 +124,7 @@ def _backward_bvlc(graph: Graph) -> Backward:
     )
 
 
-def _with_splits(nodes: Sequence[Node]) -> list[_Item]:
+def _with_splits(nodes: Sequence[Node]) -> list[Item]:
     """The layers in order; a value with several readers, a stated loss weight being one, is read through a split."""
     readers: dict[Value, int] = {}
     for node in nodes:
@@ -122,21 +133,21 @@ def _with_splits(nodes: Sequence[Node]) -> list[_Item]:
         for value, weight in zip(node.tops, node.layer.param.loss_weight, strict=False):
             readers[value] = readers.get(value, 0) + (weight != 0)
     names: dict[Value, list[str]] = {}
-    items: list[_Item] = []
+    items: list[Item] = []
     for node in nodes:
         tops = [value.blob or f"\n{value.version}" for value in node.tops]
         bottoms = [names[value].pop() if value in names else value.blob for value in node.bottoms]
-        items.append(_Item(node, bottoms, tops, node.loss_weights, node.propagate_down))
+        items.append(Item(node, bottoms, tops, node.loss_weights, node.propagate_down))
         for value, weight in zip(node.tops, node.loss_weights, strict=True):
             if readers.get(value, 0) > 1:
                 copies = [f"{value.blob}\n{value.version}\n{index}" for index in range(readers[value])]
                 losses = [weight if weight and not index else 0.0 for index in range(len(copies))]
-                items.append(_Item(None, [value.blob], copies, losses, [None]))
+                items.append(Item(None, [value.blob], copies, losses, [None]))
                 names[value] = copies[::-1][: len(copies) - (weight != 0)]
     return items
 
 
-def _mark_learning(items: Sequence[_Item]) -> dict[str, bool]:
+def _mark_learning(items: Sequence[Item]) -> dict[str, bool]:
     """First pass: what depends on something that learns. Returns the blobs in need."""
     need: dict[str, bool] = {}
     for item in items:
@@ -148,7 +159,7 @@ def _mark_learning(items: Sequence[_Item]) -> dict[str, bool]:
     return need
 
 
-def _keep_under_loss(items: Sequence[_Item]) -> None:
+def _keep_under_loss(items: Sequence[Item]) -> None:
     """Second pass, from the end: leave out what contributes to no loss, and layers all of whose tops are skipped."""
     under_loss: set[str] = set()
     skipped: set[str] = set()
@@ -163,7 +174,7 @@ def _keep_under_loss(items: Sequence[_Item]) -> None:
         skipped.update(blob for blob, down in zip(item.bottoms, item.bottoms_need, strict=True) if not down)
 
 
-def _force(items: Sequence[_Item], need: dict[str, bool]) -> None:
+def _force(items: Sequence[Item], need: dict[str, bool]) -> None:
     """force_backward: every layer, and every bottom to which a gradient may go."""
     for item in items:
         item.need = True

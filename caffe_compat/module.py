@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from caffe_compat.steps import Run, Step, exact_plan, fast_plan
 from caffe_compat.weights import Weights
 
 Inputs = Mapping[str, Tensor] | Tensor | None
+Watch = Callable[[int, str, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Net(nn.Module):
         self._final = {value.blob: slot for value, slot in slots.items() if value.blob}
         self._first = {value.blob: slot for value, slot in slots.items() if value.blob and value.version == 0}
         self._inputs = {blob: slots[Value(blob)] for blob in graph.inputs}
+        numbers = [number for number, step in enumerate(steps) if step.layer.TYPE != "Input"]
+        self._numbered = list(zip(numbers, self._exact.steps, strict=True))
+        sources = [node for node in graph.nodes if not node.bottoms and node.layer.TYPE != "Input"]
+        made = {value: slots[value] for node in sources for value in node.tops}
+        self._sources = {value.blob: slot for value, slot in made.items() if value.version == 0}
+        keep = frozenset({*(self._final[name] for name in graph.outputs), *made.values()})
+        self._scored = (self._exact if keep & self._fast.hidden else self._fast, keep)
 
     # -- what the net is -----------------------------------------------------------------------------------
 
@@ -157,21 +166,60 @@ class Net(nn.Module):
         values = self._start(inputs)
         for step in plan.steps:
             step.advance(values, keep)
+            self._place(step, values)
             for slot in step.dead:
                 if slot not in keep:
                     values[slot] = None
         return {name: values[self._final[name]] for name in names}  # type: ignore[misc]
 
-    def trace(self, inputs: Inputs = None) -> Trace:
-        """Run the net and keep every value and the loss."""
+    def trace(
+        self, inputs: Inputs = None, given: Mapping[str, Tensor] | None = None, watch: Watch | None = None
+    ) -> Trace:
+        """Run the net and keep every value and the loss.
+
+        Args:
+            given: tops of layers without bottoms, which are not run then: the data of an earlier pass.
+            watch: called with the number of a node in the graph, "bottom", "param" or "top", the position there and the
+                tensor; what it returns takes the tensor's place.
+        """
         values = self._start(inputs)
+        for blob, tensor in (given or {}).items():
+            values[self._first[blob]] = tensor
         losses: list[Tensor] = []
-        for step in self._exact.steps:
-            bottoms = step.advance(values, None)
-            losses += _losses(step, bottoms, values)
+        for number, step in self._numbered:
+            if step.bottoms or not step.tops or any(values[slot] is None for slot in step.tops):
+                bottoms = step.watched(values, partial(watch, number)) if watch else step.advance(values, None)
+                self._place(step, values)
+                losses += _losses(step, bottoms, values)
         final: dict[str, Any] = {name: values[slot] for name, slot in self._final.items()}
         first: dict[str, Any] = {name: values[slot] for name, slot in self._first.items()}
         return Trace(final, first, sum(losses, torch.zeros(())))
+
+    def scored(self, inputs: Inputs = None) -> Trace:
+        """As `trace` with its loss, but faster, and with fewer values.
+
+        Returns:
+            `blobs` has the outputs, `first` the tops of layers without bottoms, for `trace` to be given.
+        """
+        values = self._start(inputs)
+        losses: list[Tensor] = []
+        plan, keep = self._scored
+        for step in plan.steps:
+            bottoms = step.advance(values, keep)
+            self._place(step, values)
+            if step.weighs:
+                losses += _losses(step, bottoms, values)
+            for slot in step.dead:
+                if slot not in keep:
+                    values[slot] = None
+        final: dict[str, Any] = {name: values[self._final[name]] for name in self.graph.outputs}
+        first: dict[str, Any] = {name: values[slot] for name, slot in self._sources.items()}
+        return Trace(final, first, sum(losses[1:], losses[0]) if losses else torch.zeros(()))
+
+    def lean(self, trace: Trace) -> Trace:
+        """A trace with no more than `scored` gives."""
+        final = {name: trace.blobs[name] for name in self.graph.outputs}
+        return Trace(final, {name: trace.first[name] for name in self._sources}, trace.loss)
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray, layer: str | None = None) -> None:
         """Give a MemoryData layer its arrays, as pycaffe's Net.set_input_arrays does."""
@@ -180,6 +228,12 @@ class Net(nn.Module):
                 step.layer.set_arrays(data, labels)  # type: ignore[attr-defined]
                 return
         raise GraphError("the net has no MemoryData layer" + (f' called "{layer}"' if layer else ""))
+
+    def _place(self, step: Step, values: list[Tensor | None]) -> None:
+        """Bring what a layer without bottoms has made to where the parameters are."""
+        if not step.bottoms and (blob := next(self.parameters(), None)) is not None:
+            for slot in step.tops:
+                values[slot] = values[slot].to(blob.device)  # type: ignore[union-attr]
 
     def _start(self, inputs: Inputs) -> list[Tensor | None]:
         """A slot for every value, those of the inputs filled."""

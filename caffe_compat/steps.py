@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from caffe_compat.errors import VggcError
@@ -49,6 +50,11 @@ class Step:
     overwrite: Run | None = None
     idle: bool = False
 
+    @cached_property
+    def weighs(self) -> bool:
+        """Whether it may add to the loss."""
+        return any(self.loss_weights) or (not self.idle and hasattr(self.layer, "loss"))
+
     def blobs(self) -> list[Tensor]:
         """The parameters."""
         if not self.holders:
@@ -72,6 +78,18 @@ class Step:
         tops = self.call(self.overwrite if spare else self.run, bottoms)  # type: ignore[arg-type]
         for slot, top in zip(self.tops, tops, strict=True):
             values[slot] = top
+        return bottoms
+
+    def watched(self, values: list[Tensor | None], watch: Callable[[str, int, Tensor], Tensor]) -> list[Tensor]:
+        """As `advance`, keeping all; `watch` may put another tensor in the place of each that is read or written."""
+        bottoms: list[Any] = [values[slot] for slot in self.bottoms]
+        for position in self.detached:
+            bottoms[position] = bottoms[position].detach()
+        bottoms = [watch("bottom", position, bottom) for position, bottom in enumerate(bottoms)]
+        blobs = [watch("param", position, blob) for position, blob in enumerate(self.blobs())]
+        tops = self.call(lambda given, _blobs: self.run(given, blobs), bottoms)
+        for position, (slot, top) in enumerate(zip(self.tops, tops, strict=True)):
+            values[slot] = watch("top", position, top)
         return bottoms
 
     def call(self, run: Run, bottoms: list[Tensor]) -> list[Tensor]:

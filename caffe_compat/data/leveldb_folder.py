@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from caffe_compat.data.lmdb_pages import no_key
 from caffe_compat.errors import BinaryError, FormatError
 
 TABLES = (".ldb", ".sst")
@@ -80,12 +81,18 @@ class LevelDatabase:
             value: bytes = self._open[0].get(key, verify_checksums=True, fill_cache=False)
         return value
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         with reading(self.path):
             # Not `iterator`, which ends without an error where a table cannot be read.
             walk = self._open[0].raw_iterator(verify_checksums=True, fill_cache=False)
             self._open.append(walk)
-            walk.seek_to_first()
+            if after is None:
+                walk.seek_to_first()
+            else:
+                walk.seek(after)
+                if not walk.valid() or walk.key() != after:
+                    raise no_key(self.path, after)
+                walk.next()
             while walk.valid():
                 yield walk.key(), walk.value()
                 walk.next()

@@ -45,6 +45,12 @@ class Meta(NamedTuple):
     transaction: int
 
 
+def no_key(path: Path, key: bytes) -> FormatError:
+    """A database is not the one that a record was read from."""
+    what = f'this database has no record "{key.decode(errors="backslashreplace")}", where a reader had stopped'
+    return FormatError(what, where=str(path), remedy="use the same database, or start from the beginning")
+
+
 class LmdbDatabase:
     """The records of an LMDB folder, or of its data file.
 
@@ -69,8 +75,11 @@ class LmdbDatabase:
     def close(self) -> None:
         self.data.close()
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        for key, _, start, end in self.spans():
+    def items(self, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        spans = self.spans()
+        if after is not None and all(key != after for key, *_ in spans):
+            raise no_key(self.path, after)
+        for key, _, start, end in spans:
             yield key, bytes(self.data[start:end])
 
     def fetch(self, key: bytes, start: int, end: int) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,20 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     """Random numbers that follow from a seed and names; equal seeds give other numbers than Caffe's."""
     words = [len(names), *(word for name in names for word in (len(name.encode()), *name.encode()))]
     return np.random.default_rng([seed, *words])
+
+
+def state_of(numbers: np.random.Generator) -> dict[str, Any]:
+    """Where a generator stands, as JSON values."""
+    return dict(numbers.bit_generator.state)
+
+
+def set_state(numbers: np.random.Generator, state: Mapping[str, Any]) -> None:
+    """Let a generator stand where `state_of` found it.
+
+    Raises:
+        TypeError, ValueError: the state is none of such a generator.
+    """
+    numbers.bit_generator.state = dict(state)
 
 
 def draw_from(numbers: np.random.Generator) -> Draw:
@@ -39,6 +54,17 @@ class CRand:
         self._state = deque([*state[3:], *state[:3]], maxlen=KEPT)
         for _ in range(10 * KEPT):
             self()
+
+    @property
+    def state(self) -> list[int]:
+        """Where it stands; setting it goes there."""
+        return list(self._state)
+
+    @state.setter
+    def state(self, numbers: Sequence[int]) -> None:
+        if len(numbers) != KEPT:
+            raise ValueError(f"{len(numbers)} numbers; the generator keeps {KEPT}")
+        self._state.extend(numbers)
 
     def __call__(self) -> int:
         """The next number, 0 to 2**31 - 1."""

@@ -38,11 +38,11 @@ class Database(Protocol):
     path: Path
     kind: str
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in the order of the keys.
+    def items(self, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in the order of the keys, all or those behind a key.
 
         Raises:
-            FormatError: it is damaged.
+            FormatError: it is damaged, or has no such key.
         """
 
     def spans(self) -> Iterator[tuple[bytes, mmap.mmap | bytes, int, int]]:
@@ -98,6 +98,22 @@ class Records:
         self.database = database
         self._items = database.items()
         self._ahead: Record | None = None
+        self._last: bytes | None = None
+
+    def place(self) -> str:
+        """Where it stands: the key of the last record that was taken, in hexadecimal digits; "" at the beginning."""
+        return "" if self._last is None else self._last.hex()
+
+    def go_to(self, place: str) -> None:
+        """Stand where `place` told.
+
+        Raises:
+            FormatError: the database has no such record, or is damaged.
+            ValueError: these are no such digits.
+        """
+        self._last = bytes.fromhex(place) if place else None
+        self._items, self._ahead = self.database.items(self._last), None
+        self.peek()
 
     def peek(self) -> Record:
         """The record that `take` gives next.
@@ -120,6 +136,7 @@ class Records:
 
     def _next(self) -> Record:
         record, self._ahead = self.peek(), None
+        self._last = record.key
         return record
 
     def _read(self) -> Record:

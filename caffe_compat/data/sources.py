@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from caffe_compat.data.images import Planes, datum_image, planes, read_image
 from caffe_compat.data.lists import ImageList
+from caffe_compat.data.random_numbers import set_state, state_of
 from caffe_compat.data.records import Database, Record, Records
 from caffe_compat.errors import FormatError, VggcError
 from caffe_compat.reading import parse_datum
@@ -44,6 +45,17 @@ class Source(Protocol):
 
     def skip(self, count: int) -> None:
         """Go on by so many entries; raises as `peek`."""
+
+    def place(self) -> Any:
+        """Where it stands: JSON values and arrays, which later changes leave alone."""
+
+    def go_to(self, place: Any) -> None:
+        """Stand where `place` told.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is a place in a source of another kind.
+            VggcError: it is a place in other data.
+        """
 
     def load(self, entry: Any) -> Item:
         """The item of an entry.
@@ -119,6 +131,21 @@ class ListSource:
         except VggcError as error:
             raise type(error)(f'image "{name}": {error.what}', remedy=error.remedy) from error
         return Item(planes(image), int(self.images.labels[entry]))
+
+    def place(self) -> dict[str, Any]:
+        place: dict[str, Any] = {"position": self.position, "images": len(self.order)}
+        if self.generator is not None:
+            place |= {"order": self.order, "shuffle": state_of(self.generator)}
+        return place
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        if place["images"] != len(self.order):
+            what = f"a place in a list of {place['images']} images; this one has {len(self.order)}"
+            raise VggcError(what, remedy="use the same list")
+        if self.generator is not None:
+            set_state(self.generator, place["shuffle"])
+            self.order = np.array(place["order"])
+        self.position = int(place["position"])
 
     def _shuffle(self) -> None:
         if self.generator is not None:

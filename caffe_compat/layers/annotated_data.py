@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffe_compat.data.images import Image, decode_image, raw_planes
+from caffe_compat.data.random_numbers import generator, set_state, state_of
 from caffe_compat.data.records import Records, open_records
 from caffe_compat.data.resizing import resize_boxes, resize_image, resized_size, stretch_boxes
 from caffe_compat.errors import VggcError
@@ -80,7 +81,7 @@ class AnnotatedData(ImageSource):
         what = f"a crop of {self.crop[0]} x {self.crop[1]}"
         fine = bool(self.crop[0]) == bool(self.crop[1])
         self.check(fine, what, field="transform_param.crop_h", remedy="state both crop_h and crop_w")
-        self.generator = np.random.default_rng(list(self.name.encode()))
+        self.generator = generator(self.seed, self.name, "resizing")
         self.records = self._open()
         with self._reading():
             self.first = pb.AnnotatedDatum.FromString(self.records.peek().value) if self.records else None
@@ -171,6 +172,15 @@ class AnnotatedData(ImageSource):
         self.check(len(shapes) == 1, what, field=SOURCE, remedy="state transform_param.resize_param or crop_size")
         images = to_tensor(np.stack([item.image for item in items]))
         return [images, to_tensor(self._label(data, items))][: self.tops]
+
+    def saved(self) -> dict[str, Any]:
+        return {"records": self.records.place() if self.records else None, "random": state_of(self.generator)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        if self.records and saved["records"] is not None:
+            with self._reading():
+                self.records.go_to(saved["records"])
+        set_state(self.generator, saved["random"])
 
     def _running(self) -> Records:
         """The database, when everything that is asked for can be done."""

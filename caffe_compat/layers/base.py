@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -231,6 +231,21 @@ class Layer:
             where=self.where(),
             remedy="convert to .safetensors, and run it with caffe_compat.load",
         )
+
+    # -- going on where a run was cut off ------------------------------------------------------------------
+
+    def saved(self) -> dict[str, Any]:
+        """What forward passes have changed in the layer itself, its blobs apart: JSON values and numpy arrays, in
+        dicts; {} for nothing. A place in the data is that of the next forward pass, whatever was read ahead."""
+        return {}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Be as the layer was that gave this.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is that of another kind of layer.
+            VggcError: it is that of other data.
+        """
 
     # -- saying what is wrong ------------------------------------------------------------------------------
 

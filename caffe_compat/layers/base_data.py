@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_compat.data.random_numbers import draw_from, generator
+from caffe_compat.data.random_numbers import draw_from, generator, set_state, state_of
 from caffe_compat.data.sources import Item, Source, ahead, side_by_side
 from caffe_compat.data.transform import Transform
 from caffe_compat.errors import ConversionError, LayerError, VggcError
@@ -35,6 +35,11 @@ class SourceLayer(Layer):
         raise ConversionError(
             f"{self.TYPE} reads data, an ONNX model takes it as input", where=self.where("type"), remedy=self.as_input()
         )
+
+    @property
+    def seed(self) -> int:
+        """What random numbers follow from, beside the layer's name: `context.state["seed"]`."""
+        return int(self.context.state.get("seed", 0))
 
     def as_input(self) -> str:
         """The remedy that always works."""
@@ -66,11 +71,6 @@ class ImageSource(SourceLayer):
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         batch = self.p.batch_size
         return [(batch, *self.image), (batch,)][: self.tops]
-
-    @property
-    def seed(self) -> int:
-        """What random numbers follow from, beside the layer's name: `context.state["seed"]`."""
-        return int(self.context.state.get("seed", 0))
 
     def mean_shape(self) -> Shape | None:
         """(C, H, W) of the mean file, None when none is stated or it is not there."""
@@ -131,9 +131,11 @@ class TransformedSource(ImageSource):
                 self.first = self.first_item(self.source)
         share: tuple[int, int] = self.context.state.get("share", (0, 1))
         self.rank, self.count = share if self.phase == "TRAIN" else (0, 1)
-        self.random = draw_from(generator(self.seed, self.name, "transform", str(self.rank)))
+        self.numbers = generator(self.seed, self.name, "transform", str(self.rank))
+        self.random = draw_from(self.numbers)
         self.started = False
         self.coming: Future[tuple[Floats, Floats]] | None = None
+        self.before: dict[str, Any] = {}
         super().setup(bottoms)
 
     def open_source(self) -> Source | None:
@@ -166,8 +168,27 @@ class TransformedSource(ImageSource):
         coming, self.coming = self.coming, None
         images, labels = coming.result() if coming else self.batch()
         if self.phase == "TRAIN":
+            self.before = self.stand()
             self.coming = ahead(self.batch)
         return [to_tensor(images, copy=False), to_tensor(labels, copy=False)][: self.tops]
+
+    def saved(self) -> dict[str, Any]:
+        return self.before if self.coming else self.stand()
+
+    def stand(self) -> dict[str, Any]:
+        """Where the next batch that is read begins."""
+        source = self.source.place() if self.source else None
+        return {"started": self.started, "source": source, "random": state_of(self.numbers)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        coming, self.coming = self.coming, None
+        if coming:
+            coming.exception()  # another thread reads the source until then
+        if self.source and saved["source"] is not None:
+            with self.reading():
+                self.source.go_to(saved["source"])
+        set_state(self.numbers, saved["random"])
+        self.started = bool(saved["started"])
 
     def batch(self) -> tuple[Floats, Floats]:
         """The next images and labels."""

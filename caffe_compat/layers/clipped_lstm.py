@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,14 @@ class Lstm(Layer):
         if indicators:
             self.state = (h.detach(), c.detach())
         return torch.stack(hidden)
+
+    def saved(self) -> dict[str, Any]:
+        return {str(index): state.cpu().numpy() for index, state in enumerate(self.state or ())}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        import torch
+
+        self.state = (torch.tensor(saved["0"]), torch.tensor(saved["1"])) if saved else None
 
     def _clipped(self, grad: Tensor) -> Tensor:
         return grad.clamp(-self.clip, self.clip)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,6 +91,7 @@ class Data2013(Data):
         fine = transform.crop_size > 0 or not transform.mirror
         self.check(fine, what, field="transform_param.mirror", remedy="state a crop_size, or mirror: false")
         self.ahead: tuple[Floats, Floats] | None = None
+        self.drawn: list[int] = []
         super().setup(bottoms)
         self.random = self.rand
         floats = self.first is not None and self.first.image.dtype != np.uint8
@@ -100,7 +101,8 @@ class Data2013(Data):
     def rand(self) -> int:
         """The next number of the C library's generator."""
         draw: Draw = self.context.state.setdefault("rand", CRand())
-        return draw()
+        self.drawn.append(draw())
+        return self.drawn[-1]
 
     def declared_shape(self) -> Shape:
         shape, mean = super().declared_shape(), self.mean_shape()
@@ -125,10 +127,26 @@ class Data2013(Data):
             phase: "TRAIN" or "TEST" for this batch; "" for the layer's.
         """
         if self.ahead is None:
-            usual = self.transform
-            self.transform = Transform2013(usual.param, (phase or self.phase) == "TRAIN", usual.mean)
+            usual, phase = self.transform, phase or self.phase
+            self.running()
+            self.before, self.drawn = self.stand(), []
+            self.transform = Transform2013(usual.param, phase == "TRAIN", usual.mean)
             self.ahead = self.batch()
             self.transform = usual
+            self.before |= {"draws": self.drawn, "phase": phase}
+
+    def saved(self) -> dict[str, Any]:
+        """The batch that was read ahead is told by the numbers that it was drawn with."""
+        return self.before if self.ahead else self.stand()
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        super().resume(saved)
+        self.ahead = None
+        if "draws" in saved:
+            self.random = iter(saved["draws"]).__next__
+            self.prefetch(saved["phase"])
+            self.random = self.rand
+            self.before["draws"] = list(saved["draws"])
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         self.prefetch()

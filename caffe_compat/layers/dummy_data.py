@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caffe_compat.data.random_numbers import generator, set_state, state_of
 from caffe_compat.fillers import fill, known, problem
 from caffe_compat.layers.base import OnnxWriter, Shape, register
 from caffe_compat.layers.base_data import SourceLayer, to_tensor
@@ -23,7 +24,7 @@ class DummyData(SourceLayer):
     """Each top is filled by its data_filler: constant ones once, others anew in every forward pass.
 
     No filler stands for zeros, one for all tops. Shapes are `shape` or num, channels, height, width; each once, or once
-    for each top. Random values follow from the layer's name. Source: dummy_data_layer.cpp.
+    for each top. Random values follow from the layer's name and `context.state["seed"]`. Source: dummy_data_layer.cpp.
     """
 
     TYPE = "DummyData"
@@ -41,7 +42,7 @@ class DummyData(SourceLayer):
         self._check_count("data_filler", (0, 1, self.tops))
         self.shapes = [self._shape(top, legacy) for top in range(self.tops)]
         self._check_fillers()
-        self.generator = np.random.default_rng(list(self.name.encode()))
+        self.generator = generator(self.seed, self.name, "fillers")
         self.constants: dict[int, np.ndarray] = {}
 
     def _check_count(self, name: str, allowed: tuple[int, ...]) -> None:
@@ -74,6 +75,12 @@ class DummyData(SourceLayer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         return [to_tensor(self._values(top)) for top in range(self.tops)]
+
+    def saved(self) -> dict[str, Any]:
+        return {"random": state_of(self.generator)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        set_state(self.generator, saved["random"])
 
     def _values(self, top: int) -> np.ndarray:
         filler = self._filler(top)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caffe_compat.data.random_numbers import generator, set_state, state_of
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.base_data import SourceLayer, to_tensor
 from caffe_compat.layers.files import inner_path
@@ -44,7 +45,7 @@ class HDF5Data(SourceLayer):
         self.check(fine, what, field="transform_param", remedy="remove transform_param, transform the files")
         field = "hdf5_data_param.batch_size"
         self.check(self.p.batch_size > 0, "batch_size is 0", field=field, remedy="state a positive batch_size")
-        self.generator = np.random.default_rng(list(self.name.encode()))
+        self.generator = generator(self.seed, self.name, "shuffle")
         listed = self._listed()
         self.files = [listed[index] for index in self._order(len(listed))]
         self.file = self.row = 0
@@ -66,6 +67,23 @@ class HDF5Data(SourceLayer):
             done += len(rows)
             self._advance(len(rows))
         return [to_tensor(array) for array in batch]
+
+    def saved(self) -> dict[str, Any]:
+        rows = {"rows": self.rows} if self.p.shuffle else {}
+        place = {"files": list(self.files), "file": self.file, "row": self.row, "count": len(self.rows)}
+        return {**place, **rows, "random": state_of(self.generator)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        what = f'the files or rows of "{self.p.source}" are not those of the earlier run'
+        known = sorted(saved["files"]) == sorted(self.files)
+        self.check(known, what, field=SOURCE, remedy="use the same files")
+        self.files, self.file = list(saved["files"]), int(saved["file"])
+        self._load()
+        self.check(len(self.rows) == saved["count"], what, field=SOURCE, remedy="use the same files")
+        self.row = int(saved["row"])
+        if self.p.shuffle:
+            self.rows = np.array(saved["rows"])
+        set_state(self.generator, saved["random"])
 
     # -- where it stands -----------------------------------------------------------------------------------
 

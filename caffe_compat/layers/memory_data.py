@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +58,12 @@ class MemoryData(SourceLayer):
         self.check(len(data) > 0 and len(data) % batch == 0, what, remedy=f"give a multiple of {batch}")
         self.arrays = data, labels.reshape(-1, 1, 1, 1)
         self.position = 0
+
+    def saved(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        self.position = int(saved["position"])
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         if self.arrays is None:

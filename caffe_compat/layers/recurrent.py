@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -135,6 +135,14 @@ class Recurrent(Layer):
             self.state = final
             return [output]
         return [output, *[state.unsqueeze(0) for state in final]]
+
+    def saved(self) -> dict[str, Any]:
+        return {str(index): state.cpu().numpy() for index, state in enumerate(self.state)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        import torch
+
+        self.state = [torch.tensor(saved[str(index)]) for index in range(len(saved))]
 
     def _initial(self, x: Tensor, exposed: list[Tensor]) -> list[Tensor]:
         streams = x.shape[1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_compat.data.images import Image, read_image
-from caffe_compat.data.random_numbers import draw_from, generator
+from caffe_compat.data.random_numbers import draw_from, generator, set_state, state_of
 from caffe_compat.data.sources import side_by_side
 from caffe_compat.data.windows import Box, Warp, WindowFile, read_windows
 from caffe_compat.errors import VggcError
@@ -61,7 +61,8 @@ class WindowData(ImageSource):
         self.check(2 * context < crop, what, field="window_data_param.context_pad", remedy="state less than its half")
         self.warp = Warp(crop, context, self.p.crop_mode == "square")
         rank = self.context.state.get("share", (0, 1))[0] if self.phase == "TRAIN" else 0
-        self.random = draw_from(generator(self.seed, self.name, "windows", str(rank)))
+        self.numbers = generator(self.seed, self.name, "windows", str(rank))
+        self.random = draw_from(self.numbers)
         self.cache: dict[int, Image] = {}
         if self.file:
             self._check_mean(crop)
@@ -97,6 +98,12 @@ class WindowData(ImageSource):
         images = side_by_side(self._image, drawn)
         labels = np.array([each.label for each in drawn], np.float32)
         return [to_tensor(np.stack(images)), to_tensor(labels)]
+
+    def saved(self) -> dict[str, Any]:
+        return {"random": state_of(self.numbers)}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        set_state(self.numbers, saved["random"])
 
     def _running(self) -> WindowFile:
         if self.file is None:

@@ -47,6 +47,26 @@ def train_net(param: pb.SolverParameter, place: Place, profile: str, dialect: st
     return net, document.message
 
 
+def said_of_train_net(param: pb.SolverParameter) -> str:
+    """What Caffe says before it makes the train net."""
+    name = next((name for name in TRAIN if param.HasField(name)), "net")  # type: ignore[arg-type]
+    if name.endswith("_param"):
+        return f"Creating training net specified in {name}."
+    return f"Creating training net from {name} file: {getattr(param, name)}"
+
+
+def said_of_test_net(param: pb.SolverParameter, index: int) -> str:
+    """What Caffe says before it makes a test net."""
+    own, named = len(param.test_net_param), len(param.test_net)
+    if index < own:
+        source = "test_net_param"
+    elif index < own + named:
+        source = f"test_net file: {param.test_net[index - own]}"
+    else:
+        source = f"net file: {param.net}" if param.HasField("net") else "net_param"
+    return f"Creating test net (#{index}) specified by {source}"
+
+
 def test_nets(param: pb.SolverParameter, place: Place, profile: str, dialect: str) -> list[Net]:
     """The test nets, as many as test_iter has values.
 

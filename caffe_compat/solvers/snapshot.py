@@ -5,10 +5,11 @@ Rules: Net::ToProto and ToHDF5 (net.cpp), SGDSolver::SnapshotSolverState and Res
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -25,11 +26,14 @@ from caffe_compat.tags import encode_varint
 from caffe_compat.writing import new_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from caffe_compat.module import Net
 
 Array = NDArray[np.float32]
-LAYER, HISTORY = 100, 3
-"""Fields NetParameter.layer and SolverState.history."""
+Put = Callable[[BinaryIO], None]
+LAYER, BLOBS, HISTORY, DATA, DIFF = 100, 7, 3, 5, 6
+"""Fields NetParameter.layer, LayerParameter.blobs, SolverState.history, BlobProto.data and diff."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,62 @@ class State:
     history: Sequence[Array]
 
 
-def array_proto(values: Array, diff: Array | None = None) -> pb.BlobProto:
-    """A blob with its shape (Blob::ToProto)."""
-    return pb.BlobProto(
-        shape=pb.BlobShape(dim=values.shape), data=values.ravel(), diff=None if diff is None else diff.ravel()
-    )
+class Saved(NamedTuple):
+    """A parameter blob, or a solver's memory of one, to be written.
+
+    Attributes:
+        values: of any shape.
+        diff: its latest update, None to leave it out.
+        legacy: its shape is stated as num, channels, height and width, as until 2014.
+    """
+
+    values: Array
+    diff: Array | None = None
+    legacy: bool = False
+
+    def message(self) -> pb.BlobProto:
+        """The blob (Blob::ToProto)."""
+        return pb.BlobProto.FromString(b"".join(self.parts()))
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The blob in Caffe's encoding, its values where they lie."""
+        yield self._shape().SerializeToString()
+        for number, array in ((DATA, self.values), (DIFF, self.diff)):
+            if array is not None and array.size:
+                yield encode_varint(number << 3 | 2) + encode_varint(4 * array.size)
+                yield np.ascontiguousarray(array, "<f4").data.cast("B")
+
+    def _shape(self) -> pb.BlobProto:
+        shape = self.values.shape
+        if not self.legacy:
+            return pb.BlobProto(shape=pb.BlobShape(dim=shape))
+        num, channels, height, width = (1,) * (4 - len(shape)) + shape
+        return pb.BlobProto(num=num, channels=channels, height=height, width=width)
 
 
 def layers(net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> Iterator[pb.LayerParameter]:
     """The layers as Caffe saves them, one at a time: phase stated, splits inserted, parameters in place."""
+    for layer, blobs in saved_layers(net, diffs):
+        layer.blobs.extend(blob.message() for blob in blobs)
+        yield layer
+
+
+def saved_layers(
+    net: Net, diffs: Mapping[ParamKey, Array] | None = None
+) -> Iterator[tuple[pb.LayerParameter, list[Saved]]]:
+    """As `layers`, the parameters apart."""
     nodes = {node.layer.name: node for node in reversed(net.graph.nodes)}
     owned = net.owned
     for layer in insert_splits([saved_param(node.layer) for node in net.graph.nodes]):
         node = None if layer.type == "Split" and layer.name not in nodes else nodes[layer.name]
-        for key in node.params if node else ():
-            values = owned[key].detach().cpu().numpy()
-            layer.blobs.append(array_proto(values, None if diffs is None else diffs[key]))
         if not layer.HasField("phase"):
             layer.phase = pb.Phase.Value(net.graph.context.phase)  # type: ignore[assignment]
-        yield layer
+        yield layer, [saved_blob(owned[key], key, diffs) for key in (node.params if node else ())]
+
+
+def saved_blob(blob: Tensor, key: ParamKey, diffs: Mapping[ParamKey, Array] | None, legacy: bool = False) -> Saved:
+    """A parameter blob to be written, with its diff if there are any."""
+    return Saved(blob.detach().cpu().numpy(), None if diffs is None else diffs[key], legacy)
 
 
 def saved_param(layer: Layer) -> pb.LayerParameter:
@@ -82,34 +123,68 @@ def saved_param(layer: Layer) -> pb.LayerParameter:
     return param
 
 
+class Files(NamedTuple):
+    """Where the two files of a snapshot go, and what Caffe does not keep."""
+
+    model: Path
+    state: Path
+    extra: Path
+
+
+def write_all(files: Files, put_net: Put, put_state: Put, extra: bytes) -> None:
+    """Write a snapshot's files so that none is seen without the others, whatever happens on the way.
+
+    All are written out under temporary names before the first is renamed; the state comes last, and one of the same
+    name goes before.
+
+    Raises:
+        VggcError: they cannot be written.
+    """
+    with new_file(files.state) as state, new_file(files.extra) as more, new_file(files.model) as model:
+        put_net(model)
+        more.write(extra)
+        put_state(state)
+        for file in (model, more, state):
+            file.flush()
+            os.fsync(file.fileno())
+        files.state.unlink(missing_ok=True)
+
+
 def write_net(path: Path, net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> None:
-    """Write a .caffemodel, a layer at a time."""
+    """Write a .caffemodel."""
     with new_file(path) as file:
-        file.write(pb.NetParameter(name=net.graph.name).SerializeToString())
-        for layer in layers(net, diffs):
-            write_field(file, LAYER, layer.SerializeToString())
+        put_net(file, net, diffs)
 
 
-def legacy_proto(values: Array, diff: Array | None = None) -> pb.BlobProto:
-    """A blob with num, channels, height and width (Blob::ToProto of December 2013)."""
-    proto = array_proto(values, diff)
-    proto.ClearField("shape")
-    proto.num, proto.channels, proto.height, proto.width = (1,) * (4 - values.ndim) + values.shape
-    return proto
+def put_net(file: BinaryIO, net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> None:
+    """The content of a .caffemodel, a layer at a time."""
+    file.write(pb.NetParameter(name=net.graph.name).SerializeToString())
+    for layer, blobs in saved_layers(net, diffs):
+        write_field(file, LAYER, layer.SerializeToString(), *fields(BLOBS, blobs))
 
 
-def write_field(file: Any, number: int, body: bytes) -> None:
-    """Write one length-delimited field of a message."""
-    file.write(encode_varint(number << 3 | 2) + encode_varint(len(body)))
-    file.write(body)
+def fields(number: int, blobs: Sequence[Saved]) -> list[bytes | memoryview]:
+    """Blobs as fields of a message, in parts."""
+    return [part for blob in blobs for part in field(number, list(blob.parts()))]
 
 
-def write_net_h5(path: Path, net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> None:
-    """Write a .caffemodel.h5: /data/<layer>/<index>, shared blobs under their owner alone, and /diff."""
+def field(number: int, parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """One length-delimited field of a message, in parts."""
+    return [encode_varint(number << 3 | 2) + encode_varint(sum(map(len, parts))), *parts]
+
+
+def write_field(file: BinaryIO, number: int, *parts: bytes | memoryview) -> None:
+    """Write one length-delimited field of a message; its body may come in parts."""
+    for part in field(number, parts):
+        file.write(part)
+
+
+def put_net_h5(target: BinaryIO, net: Net, diffs: Mapping[ParamKey, Array] | None = None) -> None:
+    """The content of a .caffemodel.h5: /data/<layer>/<index>, shared blobs under their owner alone, and /diff."""
     import h5py
 
     owned = net.owned
-    with new_file(path) as target, h5py.File(target, "w") as file:
+    with h5py.File(target, "w") as file:
         for position, node in enumerate(net.graph.nodes):
             data = file.require_group(f"data/{node.layer.name}")
             for index, key in enumerate(node.params):
@@ -121,18 +196,37 @@ def write_net_h5(path: Path, net: Net, diffs: Mapping[ParamKey, Array] | None = 
 
 def write_state(path: Path, state: State) -> None:
     """Write a .solverstate."""
-    head = pb.SolverState(iter=state.iteration, learned_net=state.learned_net, current_step=state.step)
     with new_file(path) as file:
-        file.write(head.SerializeToString())
-        for blob in state.history:
-            write_field(file, HISTORY, array_proto(blob).SerializeToString())
+        put_state(file, state)
+
+
+def put_state(file: BinaryIO, state: State) -> None:
+    """The content of a .solverstate."""
+    head = pb.SolverState(iter=state.iteration, learned_net=state.learned_net, current_step=state.step)
+    file.write(head.SerializeToString())
+    for blob in state.history:
+        write_field(file, HISTORY, *Saved(blob).parts())
+
+
+def put_state_2013(file: BinaryIO, state: State) -> None:
+    """The content of a .solverstate of December 2013."""
+    head = pb.SolverState(iter=state.iteration, learned_net=state.learned_net)
+    file.write(head.SerializeToString())
+    for blob in state.history:
+        write_field(file, HISTORY, *Saved(blob, legacy=True).parts())
 
 
 def write_state_h5(path: Path, state: State) -> None:
     """Write a .solverstate.h5."""
+    with new_file(path) as file:
+        put_state_h5(file, state)
+
+
+def put_state_h5(target: BinaryIO, state: State) -> None:
+    """The content of a .solverstate.h5."""
     import h5py
 
-    with new_file(path) as target, h5py.File(target, "w") as file:
+    with h5py.File(target, "w") as file:
         for name, value in (("iter", state.iteration), ("current_step", state.step)):
             file.create_dataset(name, data=np.array([value], np.int32))
         _write_text(file, "learned_net", state.learned_net)

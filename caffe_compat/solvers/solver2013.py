@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from caffe_compat.data.random_numbers import CRand, Draw
 from caffe_compat.errors import VggcError
-from caffe_compat.graph import ParamKey
 from caffe_compat.layers.data import Data2013
 from caffe_compat.schema import pb
 from caffe_compat.solvers import rates, snapshot
-from caffe_compat.solvers.solver import Solver
-from caffe_compat.writing import new_file
+from caffe_compat.solvers.outputs import scores
+from caffe_compat.solvers.sidecar import SUFFIX
+from caffe_compat.solvers.snapshot import Files
+from caffe_compat.solvers.solver import Solver, never
 
 POLICIES = ("fixed", "step", "exp", "inv")
-LAYERS = 2
-"""Field NetParameter.layers."""
+LAYERS, LAYER, BLOBS = 2, 1, 50
+"""Fields NetParameter.layers, V1LayerParameter.layer and V0LayerParameter.blobs."""
 
 
 class Solver2013(Solver):
@@ -46,7 +47,8 @@ class Solver2013(Solver):
             what = f"solver type {self.param.type} does not exist under profile dec2013"
             raise VggcError(what, where=where, remedy="use SGD, or profile bvlc")
         self._updates = ()
-        self.rand = CRand()
+        self._crand = CRand()
+        self.rand = self._crand
         self._shared["rand"] = lambda: self.rand()
 
     def _prefetch(self) -> None:
@@ -56,24 +58,26 @@ class Solver2013(Solver):
                 if isinstance(node.layer, Data2013):
                     node.layer.prefetch("TRAIN")
 
-    def step(self, count: int, stopped: Callable[[], bool] = lambda: False) -> None:
+    def step(self, count: int, stopped: Callable[[], bool] = never) -> None:
         """Make `count` updates, with the snapshots, log lines and tests that fall due, in that order."""
+        self._stopped, self._early = stopped, False
         self._prefetch()
         for _ in range(count):
             _, loss = self._forward_backward()
             self._update(shown=False)
-            if self.param.snapshot and self.iter % self.param.snapshot == 0:
+            if self._due():
                 self.snapshot()
             if self.param.display and self.iter % self.param.display == 0:
                 self.log(f"Iteration {self.iter}, loss = {loss:g}")
             if self.param.test_interval and self.iter % self.param.test_interval == 0:
                 self.test_all()
-            if stopped():
+            if self._early or stopped():
                 break
 
-    def solve(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+    def solve(self, stopped: Callable[[], bool] = never) -> bool:
         """Train to max_iter; the last snapshot is always written."""
         self.log(f"Solving {self.net.graph.name}")
+        self._check_prefix()
         self.step(self.param.max_iter - self.iter, stopped)
         self.snapshot()
         self.log("Optimization Done.")
@@ -101,46 +105,51 @@ class Solver2013(Solver):
         net, count = self.test_nets[index], self.param.test_iter[index]
         total: dict[str, np.ndarray] = {}
         for _ in range(count):
-            trace = net.trace(self._given(net))
-            for name in net.outputs:
-                values = trace.blobs[name].detach().cpu().numpy().ravel()
+            if self._stopped():
+                self._early = True
+                return {}
+            for name, values in scores(net, net.scored(self._given(net)).blobs).items():
                 total[name] = total.get(name, np.zeros((), np.float32)) + values
-        scores = {name: [float(v) for v in values / count] for name, values in total.items()}
-        for number, value in enumerate(v for values in scores.values() for v in values):
+        means = {name: [float(v) for v in values / count] for name, values in total.items()}
+        for number, value in enumerate(v for values in means.values() for v in values):
             self.log(f"Test score #{number}: {value:g}")
-        return scores
+        return means
 
     def snapshot(self) -> Path:
         """Write `<prefix>_iter_N`, a V0 net with its blobs, and `<prefix>_iter_N.solverstate`."""
         model = Path(f"{self._prefix}_iter_{self.iter}")
-        self.log(f"Snapshotting to {self._named(model)}")
-        diffs = self._diffs()
-        with new_file(model) as file:
-            file.write(self._head().SerializeToString())
-            for layer in self._saved_layers(diffs):
-                snapshot.write_field(file, LAYERS, layer.SerializeToString())
-        state = model.with_name(model.name + ".solverstate")
-        self.log(f"Snapshotting solver state to {self._named(state)}")
-        head = pb.SolverState(iter=self.iter, learned_net=self._named(model))
-        with new_file(state) as file:
-            file.write(head.SerializeToString())
-            for blob in self.history:
-                body = snapshot.legacy_proto(blob.detach().cpu().numpy())
-                snapshot.write_field(file, snapshot.HISTORY, body.SerializeToString())
-        return state
+        files = Files(model, *(model.with_name(model.name + end) for end in (".solverstate", SUFFIX)))
+        self.log(f"Snapshotting to {self._named(files.model)}")
+        self.log(f"Snapshotting solver state to {self._named(files.state)}")
+        self._write(files, self._put_net, snapshot.put_state_2013)
+        return files.state
+
+    def _put_net(self, file: BinaryIO) -> None:
+        """The V0 layers as the net gave them, with their blobs."""
+        file.write(self._head().SerializeToString())
+        nodes = {node.layer.name: node for node in reversed(self.net.graph.nodes)}
+        owned, diffs = self.net.owned, self._diffs()
+        for connection in self.original.layers:
+            if not connection.HasField("layer"):
+                continue
+            saved, layer = pb.V1LayerParameter(), pb.V0LayerParameter()
+            saved.CopyFrom(connection)
+            layer.CopyFrom(connection.layer)
+            saved.ClearField("layer")
+            del layer.blobs[:]
+            keys = nodes[layer.name].params if layer.name in nodes else ()
+            blobs = [snapshot.saved_blob(owned[key], key, diffs, legacy=True) for key in keys]
+            body = [layer.SerializeToString(), *snapshot.fields(BLOBS, blobs)]
+            snapshot.write_field(file, LAYERS, saved.SerializeToString(), *snapshot.field(LAYER, body))
+
+    def _more(self) -> dict[str, Any]:
+        return {"rand": self._crand.state}
+
+    def _take_more(self, more: Mapping[str, Any]) -> None:
+        """Go on with the C library's numbers; the latest update of each blob is what its history holds."""
+        self._crand.state = more["rand"]
+        self._updates = [history.clone() for history in self.history]
 
     def _head(self) -> pb.NetParameter:
         """What Net::ToProto writes besides layers: the name and the inputs' names."""
         return pb.NetParameter(name=self.net.graph.name, input=list(self.net.inputs))
-
-    def _saved_layers(self, diffs: dict[ParamKey, NDArray[np.float32]] | None) -> list[pb.V1LayerParameter]:
-        """The V0 layers as the net gave them, with their blobs."""
-        layers = [layer for layer in self.original.layers if layer.HasField("layer")]
-        nodes = {node.layer.name: node for node in reversed(self.net.graph.nodes)}
-        owned = self.net.owned
-        for layer in layers:
-            del layer.layer.blobs[:]
-            for key in nodes[layer.layer.name].params if layer.layer.name in nodes else ():
-                values = owned[key].detach().cpu().numpy()
-                layer.layer.blobs.append(snapshot.legacy_proto(values, None if diffs is None else diffs[key]))
-        return layers

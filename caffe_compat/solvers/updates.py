@@ -42,6 +42,15 @@ class Step:
         return self.history[:count], self.history[count:]
 
 
+def regularize(diffs: Tensors, blobs: Tensors, decays: Sequence[float], kind: str) -> None:
+    """Add the decay to the gradients: of "L2" decay * w, of "L1" decay * sign(w)."""
+    for decay in set(decays) - {0.0}:
+        members = [index for index, own in enumerate(decays) if own == decay]
+        values: Tensors = [blobs[index] for index in members]
+        values = torch._foreach_sign(values) if kind == "L1" else values
+        torch._foreach_add_([diffs[index] for index in members], values, alpha=decay)
+
+
 def _decayed(memory: Tensors, keep: float, values: Tensors) -> None:
     """memory <- keep memory + (1 - keep) values."""
     torch._foreach_mul_(memory, keep)
@@ -55,6 +64,33 @@ def _squares(values: Tensors) -> Tensors:
 def _sgd(step: Step) -> Tensors:
     torch._foreach_mul_(step.history, step.param.momentum)
     torch._foreach_add_(step.history, torch._foreach_mul(step.diffs, step.rates))
+    return step.history
+
+
+def sgd_with_decay(step: Step, blobs: Tensors, decays: Sequence[float]) -> Tensors:
+    """SGD with momentum and L2, blobs included, in one pass over memory: h <- m h + rate (diff + decay w), w <- w - h.
+
+    Args:
+        step: its diffs are without the decay.
+        blobs: the parameters, which are changed.
+        decays: for each of them.
+    """
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, pair in enumerate(zip(step.rates, decays, strict=True)):
+        groups.setdefault(pair, []).append(index)
+    for (rate, decay), members in groups.items():
+        torch._fused_sgd_(
+            [blobs[i] for i in members],
+            [step.diffs[i] for i in members],
+            [step.history[i] for i in members],
+            weight_decay=decay,
+            momentum=step.param.momentum,
+            lr=1.0,
+            dampening=1 - rate,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
     return step.history
 
 
@@ -103,14 +139,19 @@ def _adam(step: Step) -> Tensors:
 
 @dataclass(frozen=True)
 class Method:
-    """A solver type: its rule, and how many tensors it remembers for each blob."""
+    """A solver type: its rule, and how many tensors it remembers for each blob.
+
+    Attributes:
+        with_decay: decay, rule and update in one pass over memory, where there is such a function.
+    """
 
     rule: Callable[[Step], Tensors]
     memories: int = 1
+    with_decay: Callable[[Step, Tensors, Sequence[float]], Tensors] | None = None
 
 
 METHODS = {
-    "SGD": Method(_sgd),
+    "SGD": Method(_sgd, with_decay=sgd_with_decay),
     "Nesterov": Method(_nesterov),
     "AdaGrad": Method(_adagrad),
     "RMSProp": Method(_rmsprop),
