@@ -44,7 +44,7 @@ class _Watch:
 
 def debug_pass(net: Net, inputs: Mapping[str, Tensor], log: Callable[[str], None]) -> Trace:
     """A pass forward, and where gradients are wanted backward, that logs each layer; gives what `scored` does."""
-    watch, tops = _Watch(), dict[tuple[int, int], Tensor]()
+    watch, tops = _Watch(), _fed(net, inputs)
     before = {key: blob.grad.clone() for key, blob in net.owned.items() if blob.grad is not None}
     trace = net.trace(inputs, watch=partial(_watched, watch, tops))
     layers = list(_layers(net))
@@ -56,6 +56,17 @@ def debug_pass(net: Net, inputs: Mapping[str, Tensor], log: Callable[[str], None
             log(line)
         log(_norms(net))
     return net.lean(trace)
+
+
+def _fed(net: Net, inputs: Mapping[str, Tensor]) -> dict[tuple[int, int], Tensor]:
+    """The tops of Input layers by node and position."""
+    nodes = enumerate(net.graph.nodes)
+    fed = ((index, position, value) for index, node in nodes for position, value in enumerate(node.tops))
+    return {
+        (index, position): inputs[value.blob].detach()
+        for index, position, value in fed
+        if net.graph.nodes[index].layer.TYPE == "Input"
+    }
 
 
 def _watched(

@@ -58,6 +58,8 @@ class Solver:
         losses: the loss of every forward pass for training so far.
         inputs: blobs for nets with Input layers, or a function of the iteration that gives them.
         rate: the learning rate of the latest update.
+        test_scores: for each test net the means of the latest test.
+        kept: the state of the latest snapshot that this solver wrote or was restored from; None before.
 
     Raises:
         VggcError: the solver or its nets are wrong, or files are missing.
@@ -97,7 +99,8 @@ class Solver:
         self.inputs: Inputs = {}
         self._stopped: Callable[[], bool] = never
         self._early = self._snapshot_asked = False
-        self._kept: Path | None = None
+        self.kept: Path | None = None
+        self.test_scores: list[dict[str, list[float]]] = []
         self._window: list[float] | None = None
         self._smoothed = Smoothed(self.param.average_loss)
         self._make_nets(place, profile, dialect, [str(weights)] if weights is not None else list(self.param.weights))
@@ -253,7 +256,7 @@ class Solver:
         first = first_not_finite(self.net, given, data, random)
         if all_finite(self._parameters) and not self._just_written():
             self.snapshot()
-        kept = f"go on from {self._named(self._kept)}" if self._kept else "start anew"
+        kept = f"go on from {self._named(self.kept)}" if self.kept else "start anew"
         remedy = f"lower base_lr, set clip_gradients, or correct the data, and {kept}"
         what = f"the loss of iteration {self.iter} is {loss:g}; the first blob that is not finite is {first}"
         return VggcError(what, where=str(self.path), remedy=remedy)
@@ -320,6 +323,7 @@ class Solver:
             if self._early:
                 break
             found.append(scored)
+        self.test_scores = self.test_scores if self._early else found
         return found
 
     @torch.no_grad()
@@ -330,6 +334,9 @@ class Solver:
         total: dict[str, np.ndarray] = {}
         loss = 0.0
         for _ in range(count):
+            if self._snapshot_asked:
+                self._snapshot_asked = False
+                self.snapshot()
             if self._stopped():
                 self._early = True
                 self.log("Test interrupted.")
@@ -379,7 +386,7 @@ class Solver:
         state = State(self.iter, self.step_count, self._named(files.model), history)
         extra = sidecar.encode(self._extra())
         snapshot.write_all(files, put_net, lambda file: put_state(file, state), extra)
-        self._kept = files.state
+        self.kept = files.state
 
     def _extra(self) -> sidecar.Extra:
         """What Caffe does not keep."""
@@ -397,7 +404,7 @@ class Solver:
 
     def _just_written(self) -> bool:
         """Whether this iteration's snapshot is there, written by this solver."""
-        return self._kept is not None and self._kept.name.startswith(f"{self._prefix.name}_iter_{self.iter}.")
+        return self.kept is not None and self.kept.name.startswith(f"{self._prefix.name}_iter_{self.iter}.")
 
     def _check_prefix(self) -> None:
         """A folder to write to, before any time is spent (Solver::CheckSnapshotWritePermissions)."""
@@ -438,7 +445,7 @@ class Solver:
             self.net.copy_trained(read_weights(self._beside(found.learned_net, path)), strict=True)
         for old, new in zip(self.history, found.history, strict=True):
             old.copy_(torch.from_numpy(new))
-        self.iter, self.step_count, self._kept = found.iteration, found.step, path
+        self.iter, self.step_count, self.kept = found.iteration, found.step, path
         self._restore_extra(path)
 
     def _restore_extra(self, state: Path) -> None:

@@ -78,6 +78,26 @@ def test_test_nets_use_the_very_parameters(tmp_path: Path) -> None:
     ]
 
 
+def test_tests_end_early(tmp_path: Path) -> None:
+    lines: list[str] = []
+    solver = make(tmp_path, "test_iter: 5 test_iter: 5 test_interval: 2", log=lines.append)
+    asked = iter(range(100))
+    solver.step(6, lambda: next(asked) == 14)  # two tests of two nets and two updates would ask 22 times
+    assert (solver.iter, len(solver.test_scores)) == (2, 2)
+    assert lines[-1] == "Test interrupted."
+    assert lines[-2] == "Iteration 2, Testing net (#0)"
+
+
+def test_snapshot_is_written_when_asked_for(tmp_path: Path) -> None:
+    solver = make(tmp_path, "test_iter: 1 test_interval: 4")
+    solver.ask_for_snapshot()
+    solver.step(1)  # within the test before the first update
+    solver.ask_for_snapshot()
+    solver.step(2)
+    names = sorted(path.name for path in tmp_path.glob("*.solverstate"))
+    assert names == ["s_iter_0.solverstate", "s_iter_2.solverstate"]
+
+
 def test_frozen_layer_stays(tmp_path: Path) -> None:
     solver = make(tmp_path)
     for item in solver._learnable:

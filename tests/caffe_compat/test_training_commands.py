@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from caffe_compat.solvers.commands import interruptible
 from caffe_compat.solvers.snapshot import read_state
+from repro.cli import run
 
 NET = """
 layer { name: "d" type: "HDF5Data" top: "x" top: "y" hdf5_data_param { source: "list.txt" batch_size: 4 } }
@@ -74,6 +76,77 @@ def test_interrupt_writes_a_snapshot(folder: Path) -> None:
     assert process.returncode == 0
     iteration = int(re.findall(r"stopped at iteration (\d+)", out)[0])
     assert read_state(folder / f"run_iter_{iteration}.solverstate").iteration == iteration
+
+
+def started(folder: Path, solver: str, until: str) -> subprocess.Popen[str]:
+    """`vggc train`, once it has said something."""
+    command = [sys.executable, "-m", "repro", "train", solver]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(process, until)
+    return process
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    assert any(text in line for line in process.stderr), f"never said {text}"
+
+
+def test_second_interrupt_ends_the_process_at_once(folder: Path) -> None:
+    (folder / "slow.prototxt").write_text(SOLVER + "max_iter: 9 test_initialization: false iter_size: 100000000")
+    process = started(folder, "slow.prototxt", "Learning Rate Policy")
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "stopping after this update")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert not list(folder.glob("run_iter*"))
+
+
+def test_hangup_writes_a_snapshot_and_goes_on(folder: Path) -> None:
+    process = started(folder, "endless.prototxt", "Iteration 10 ")
+    process.send_signal(signal.SIGHUP)
+    wait_for(process, "Snapshotting solver state")
+    wait_for(process, "Train net output")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert len(list(folder.glob("run_iter_*.solverstate"))) == 2
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, and the test runs in it."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("here")
+def test_summaries_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "solver.prototxt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["finished"], found["iteration"], found["snapshot"]) == (True, 20, "run_iter_20.solverstate")
+    assert set(found["tests"][0]) == {"acc", "loss"}
+    assert run(["test", "net.prototxt", "--weights", "run_iter_20.caffemodel", "--iterations", "4", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["iterations"] == 4
+    assert scored["outputs"]["loss"][0] == pytest.approx(scored["loss"])
+
+
+def test_weights_of_several_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (here / f"{name}.prototxt").write_text(SOLVER.replace('"run"', f'"{name}"') + "max_iter: 1")
+        assert run(["train", f"{name}.prototxt"]) == 0
+    capsys.readouterr()
+    assert run(["train", "solver.prototxt", "--weights", "a_iter_1.caffemodel, b_iter_1.caffemodel"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "Finetuning from" in line]
+    assert [line.rpartition(" ")[2] for line in said] == ["a_iter_1.caffemodel", "b_iter_1.caffemodel"] * 2
+
+
+@pytest.mark.usefixtures("here")
+def test_unknown_device_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "solver.prototxt", "--device", "abacus"]) == 1
+    assert 'device "abacus" cannot be used' in capsys.readouterr().err
 
 
 def test_second_interrupt_stops_at_once() -> None:
