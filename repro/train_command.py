@@ -253,8 +253,10 @@ def _spread(processes: int, restarts: int) -> int:
     """Run the same command in several processes; lost ones are started again, all from the last snapshot."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*torchrun, f"--max-restarts={restarts}", "-m", "repro", *without(sys.argv[1:], FRONT)]
+    from repro.training.group import FRESH_STORE
+
     with interruptible():
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(command, check=False, env={**os.environ, **dict([FRESH_STORE])}).returncode
 
 
 def without(words: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from repro.training.group import Group
+from repro.training.group import Group, lost_is_told
 
 Sums = dict[int, Tensor]
 
@@ -137,7 +137,8 @@ class _Tree:
             if self._stream and ready:
                 self._stream.wait_event(ready)
             for group in self._groups:
-                dist.all_reduce(tensor, group=group)
+                with lost_is_told():
+                    dist.all_reduce(tensor, group=group)
 
 
 def _powers(world: int) -> list[int]:

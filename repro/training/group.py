@@ -17,6 +17,9 @@ from caffe_compat.errors import VggcError
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it takes them for lost."""
 
+FRESH_STORE = ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+"""Lets torchrun start anew where processes leave their addresses; else those restarted meet those of lost ones."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -52,7 +55,8 @@ class Group:
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        with lost_is_told():
+            dist.all_reduce(total)
         return [float(value) for value in total]
 
     def any(self, value: bool) -> bool:
@@ -64,14 +68,16 @@ class Group:
         """Let every process have the tensors of the first one."""
         if self.world > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                with lost_is_told():
+                    dist.broadcast(tensor, 0)
 
     @torch.no_grad()
     def mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their mean over all processes."""
         if self.world > 1:
             for tensor in tensors:
-                dist.all_reduce(tensor)
+                with lost_is_told():
+                    dist.all_reduce(tensor)
                 tensor.div_(self.world)
 
     def told(self, text: str) -> str:
@@ -80,14 +86,30 @@ class Group:
             return text
         data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(self.device)
         size = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(size, 0)
-        data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        dist.broadcast(data, 0)
+        with lost_is_told():
+            dist.broadcast(size, 0)
+            data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+            dist.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
     def wait(self) -> None:
         """Until all have come here."""
         self.sum([0.0])
+
+
+@contextmanager
+def lost_is_told() -> Iterator[None]:
+    """Turn what the other processes' end looks like from here into an error.
+
+    Raises:
+        VggcError: another process has gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "see what it says; the same command goes on from the last snapshot"
+        raise VggcError(f"another process was lost: {first}", remedy=remedy) from error
 
 
 @contextmanager
@@ -105,7 +127,12 @@ def joined(device: str = "") -> Iterator[Group]:
     if world == 1 and "RANK" not in os.environ:
         yield Group(device=place)
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        what = f"the processes do not find each other: {str(error).strip().splitlines()[0]}"
+        remedy = f"set {'='.join(FRESH_STORE)} for torchrun, which else hands out the addresses of lost processes"
+        raise VggcError(what, remedy=remedy) from error
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), place)
     finally:
