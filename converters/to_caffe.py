@@ -27,6 +27,7 @@ from caffe_compat.upgrade import copy_fields
 from caffe_compat.weights import Blob, Shape
 from converters.downgrade import downgrade, refused
 from converters.model import Model
+from converters.spelling import spell_out
 from converters.streaming import Payloads, Target
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def net_of(graph: Graph, ready: Mapping[str, Any] | None = None) -> pb.NetParame
     for node in graph.nodes:
         layer = net.layer.add()
         copy_fields(node.layer.param, layer, leave={"blobs", "include", "exclude"})
+        spell_out(node, layer)
         if layer.type == "Input":
             shapes = [graph.inputs[top] for top in layer.top]
             once = len(layer.input_param.shape) == 1 and len(set(shapes)) == 1

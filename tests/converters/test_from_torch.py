@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 import caffe_compat as cc
 from caffe_compat.errors import ConversionError, Problems
+from caffe_compat.graph import Graph
 from converters import from_torch
 from converters.importing.options import ImportOptions
 from converters.importing.translation import Imported
@@ -24,6 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 BOUND = 1e-5
 """Most that outputs of the two may differ, of the largest value."""
+OTHERWISE = ("mobilenet v2", "mobilenet v3", "vgg with lrn")
+"""Nets with ReLU6, which is BVLC Caffe's Clip, or an LRN whose k is not 1: OpenCV's importer does not read these."""
 FLOOR = ImportOptions(pool_rewrite="floor")
 
 
@@ -65,6 +69,20 @@ def test_a_net_computes_the_same_and_loads_again(name: str, rewrite: str, tmp_pa
             tops = cc.load(*files)({"x": x} if "x" in str(made.net) else {"input": x})
         want = sorted(outputs(module, x), key=lambda a: a.shape)
         check([top.numpy() for top in sorted(tops.values(), key=lambda a: a.shape)], want)
+
+
+@pytest.mark.parametrize("name", [name for name in torch_nets.NETS if name not in OTHERWISE])
+@pytest.mark.parametrize("fold", [False, True])
+def test_opencv_loads_it_and_computes_the_same(name: str, fold: bool, tmp_path: Path) -> None:
+    module, x = torch_nets.made(name), image()
+    made = from_torch(module, x, ImportOptions("crop", fold_batch_norm=fold))
+    weights, net = save(made, tmp_path / "m.caffemodel")
+    loaded = cv2.dnn.readNetFromCaffe(str(net), str(weights))
+    loaded.setInput(x.numpy())
+    tops = loaded.forward(list(Graph.from_net(made.net).outputs))
+    want = sorted(outputs(module, x), key=lambda a: a.numel())
+    got = sorted(tops, key=lambda a: a.size)
+    check([top.reshape(each.shape) for top, each in zip(got, want, strict=True)], want)
 
 
 @pytest.mark.parametrize("name", torch_nets.NETS)
