@@ -46,7 +46,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         descriptor, temporary = create_part(path)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with os.fdopen(descriptor, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(descriptor)

@@ -31,11 +31,13 @@ COMMANDS = {
     ),
     "data": Entry("caffe_compat.data.commands:data", "Make and look at databases of images (LMDB, LevelDB)."),
     "evaluate": Entry("repro.evaluate_command:evaluate", "Measure top-1 and top-5 errors as the paper does."),
+    "extract": Entry("repro.extract_command:extract", "Write features of images, as Caffe's extract_features does."),
     "inspect": Entry(
         "converters.inspect_command:inspect_command", "Show layers, shapes, parameters and problems of a model."
     ),
     "layers": Entry("caffe_compat.commands:layers", "List the layer types that are supported, and where."),
     "plot": Entry("repro.plot_command:plot", "Draw loss, accuracy and learning rate of trainings."),
+    "predict": Entry("repro.predict_command:predict", "Show the classes that a net thinks of first."),
     "verify": Entry("converters.verify_command:verify", "Compare two models layer by layer, and their weights."),
     "test": Entry("caffe_compat.solvers.commands:test", "Score a net over some batches, as `caffe test` does."),
     "train": Entry("repro.train_command:train", "Train a net as the paper did, or from a solver as Caffe does."),

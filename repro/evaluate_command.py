@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ import click
 
 from repro.model_options import (
     A_PATH,
+    PROTOCOLS,
+    average_option,
+    model_bars,
     model_options,
-    numbers,
     open_models,
     rescaling_of,
     rescaling_options,
     running_options,
+    scales_option,
     settings_of,
 )
 
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from repro.paper_errors import PaperRow
     from repro.scoring import Errors, Rate
 
-PROTOCOLS = ["dense", "multicrop", "both", "tencrop", "center"]
 SHOWN = 20
 """Images that could not be read that are named."""
 
@@ -50,14 +52,8 @@ SHOWN = 20
 @click.option("--root", type=A_PATH, help="Folder that names in a list are relative to.")
 @click.option("--split", type=click.Choice(["train", "val"]), help="A part of --data.")
 @click.option("--protocol", "protocols", multiple=True, type=click.Choice(PROTOCOLS), help="By default dense.")
-@click.option("--scales", default="256", callback=numbers, show_default=True, help="Smallest sides, e.g. 256,384,512.")
-@click.option(
-    "--average",
-    type=click.Choice(["posteriors", "scores"]),
-    default="posteriors",
-    show_default=True,
-    help="Over places of whole images.",
-)
+@scales_option
+@average_option
 @click.option("--net", "nets", multiple=True, type=A_PATH, help="Prototxt of a model's net; once, or for each.")
 @model_options
 @rescaling_options
@@ -132,6 +128,7 @@ def _run(
     paths: Sequence[Path], nets: Sequence[Path], how: dict[str, Any], folder: Path, processes: Any, quiet: bool
 ) -> _Found | None:
     from repro.ablation import ablate
+    from repro.collecting import usual_scale
     from repro.evaluation import Plan
     from repro.evaluation import evaluate as run
     from repro.label_files import open_labelled
@@ -140,7 +137,7 @@ def _run(
     images, said = open_labelled(how["data"], how["labels"], how["root"], how["split"], how["label_order"])
     plan = Plan(
         how["protocols"] or ("dense",),
-        how["scales"],
+        how["scales"] or (max(usual_scale(model.crop) for model in models),),
         how["average"],
         rescaling_of(how),
         settings_of(how),
@@ -149,37 +146,13 @@ def _run(
         how["workers"],
         how["strict"],
     )
-    with _bars(quiet) as told:
+    with model_bars(quiet) as told:
         if how["ablate"]:
             both = ablate(models, images, plan, folder, processes, told)
             result, ablated = both if both else (None, [])
         else:
             result, ablated = run(models, images, plan, folder, processes, told), []
     return _Found(models, plan, result, said, ablated) if result else None
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar a model, on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    from caffe_compat.errors import one_line
-
-    name = TextColumn("{task.description}", markup=False)
-    columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[tuple[str, int], TaskID] = {}
-
-        def told(model: str, done: int, total: int) -> None:
-            if (model, total) not in tasks or done == 1:
-                tasks[model, total] = bar.add_task(one_line(model), total=total)
-            bar.update(tasks[model, total], completed=done)
-
-        yield told
 
 
 # -- saying ------------------------------------------------------------------------------------------------------

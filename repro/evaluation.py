@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from caffe_compat.errors import GraphError, VggcError
 from caffe_compat.graph import rebuild
+from repro.collecting import runner_of
 from repro.engines import AUTO, Choice, Engine, Settings, choose, engines, only
 from repro.feeding import Rescaling, feed
 from repro.image_sets import DataError, ImageSet, Subset, require_labels
 from repro.models import Classifier
-from repro.passes import Reading, Runner, posterior_reading, score_reading
+from repro.passes import Reading, Runner, blobs_of, posterior_reading, score_reading
 from repro.processes import Processes
 from repro.protocols import CROPS, POSTERIORS, Floats, mean, passes, ranks
 from repro.run_store import Adding, ModelStore, Results, RunStore, read_table, write_table
@@ -226,7 +227,7 @@ class _Job:
             self.processes.wait()
         settings, before = self.plan.settings, str(part.about.get("engine", AUTO))
         settings = replace(settings, engine=before) if settings.engine == AUTO else settings
-        blobs = sorted({reading.blob for reading in readings.values()})
+        blobs = blobs_of(readings.values())
         found = engines(model, settings, blobs, sorted({name not in CROPS for name in readings}))
         choice = only(found[0]) if len(found) == 1 else self._tried(model, readings, found, mine)
         if self.processes.first:
@@ -242,14 +243,11 @@ class _Job:
             if fed.views:
                 runner = self._runner(model, readings, only(found[0]))
                 x, reading, whole = runner.first_batch(fed.views[scale])
-                return choose(found, x, reading.blob, whole)
+                return choose(found, x, reading.blobs[0], whole)
         return only(found[0])
 
     def _runner(self, model: Classifier, readings: Mapping[str, Reading], choice: Choice) -> Runner:
-        crops = {name: reading for name, reading in readings.items() if name in CROPS}
-        whole = {name: reading for name, reading in readings.items() if name not in CROPS}
-        graph = model.dense.graph if whole else None
-        return Runner(choice.engine, model.prepare, model.crop, crops, whole, pixels=self.plan.pixels, graph=graph)
+        return runner_of(model, readings, choice, self.plan.pixels)
 
     def _feed(
         self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +14,7 @@ import click
 from caffe_compat.commands import dialect_option
 
 if TYPE_CHECKING:
+    from repro.collecting import Running
     from repro.engines import Settings
     from repro.feeding import Rescaling
     from repro.models import Classifier
@@ -21,8 +25,10 @@ ABOUT_MODELS = ("mean", "scale", "order", "output", "profile", "dialect")
 ABOUT_RUNNING = ("engine", "device", "amp", "channels_last", "compiled")
 
 
-def numbers(_context: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
-    """ "256,384" as numbers, each once."""
+def numbers(_context: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """ "256,384" as numbers, each once; none when there is no text."""
+    if value is None:
+        return ()
     try:
         found = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError as error:
@@ -30,6 +36,22 @@ def numbers(_context: click.Context, _param: click.Parameter, value: str) -> tup
     if min(found) < 1:
         raise click.BadParameter(f"{value!r}: scales are at least 1")
     return found
+
+
+PROTOCOLS = ["dense", "multicrop", "both", "tencrop", "center"]
+scales_option = click.option(
+    "--scales",
+    callback=numbers,
+    metavar="Q,...",
+    help="Smallest sides, e.g. 256,384,512; by default 256 for crops of 224, and in proportion.",
+)
+average_option = click.option(
+    "--average",
+    type=click.Choice(["posteriors", "scores"]),
+    default="posteriors",
+    show_default=True,
+    help="Over places of whole images.",
+)
 
 
 def model_options(command: F) -> F:
@@ -119,3 +141,41 @@ def rescaling_of(how: dict[str, Any]) -> Rescaling:
     from repro.feeding import Rescaling
 
     return Rescaling(how["rounding"], how["interpolation"])
+
+
+def running_of(how: dict[str, Any]) -> Running:
+    """How images go through a net."""
+    from repro.collecting import Running
+
+    return Running(how["scales"], rescaling_of(how), settings_of(how), how["pixels"], how["workers"])
+
+
+@contextmanager
+def image_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar of images, on a terminal."""
+    with model_bars(quiet) as told:
+        yield partial(told, "images") if told else None
+
+
+@contextmanager
+def model_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar a model, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from caffe_compat.errors import one_line
+
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def told(model: str, done: int, total: int) -> None:
+            if model not in tasks or done == 1:
+                tasks[model] = bar.add_task(one_line(model), total=total)
+            bar.update(tasks[model], completed=done)
+
+        yield told

@@ -7,12 +7,11 @@ place of the result depends on; what is computed is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from caffe_compat.data.images import Image
@@ -33,24 +32,24 @@ class Reading:
     """What is taken from the net.
 
     Attributes:
-        blob: read for each crop, or at each place of a whole image.
+        blobs: read for each crop, or at each place of a whole image; values of several stand one behind the other.
         normalised: Softmax it at once, over the channels.
         finish: what becomes of a whole image's mean over places, before the mean with its mirror's.
     """
 
-    blob: str
+    blobs: tuple[str, ...]
     normalised: bool = False
     finish: Callable[[Floats], Floats] = lambda mean: mean
 
 
 def posterior_reading(scores: str, posteriors: str) -> Reading:
     """Posteriors, from the net's own Softmax where it has one."""
-    return Reading(posteriors) if posteriors else Reading(scores, normalised=True)
+    return Reading((posteriors,)) if posteriors else Reading((scores,), normalised=True)
 
 
 def score_reading(scores: str) -> Reading:
     """Scores, which Softmax follows after the mean over places."""
-    return Reading(scores, finish=softmax)
+    return Reading((scores,), finish=softmax)
 
 
 Sink = Callable[[int, str, int, Floats], None]
@@ -117,7 +116,7 @@ class Runner:
         self.crops, self.whole = dict(crops), dict(whole)
         self.limit = pixels or PIXELS.get(engine.device.type, PIXELS["cpu"])
         self.batch = max(1, self.limit // (crop * crop))
-        self.tiles = Tiles.of(graph, {each.blob for each in whole.values()}) if graph else None
+        self.tiles = Tiles.of(graph, {blob for each in whole.values() for blob in each.blobs}) if graph else None
         self._queue: list[tuple[int, str, int, Tensor]] = []
         self._sums: dict[tuple[int, str, int], _Sum] = {}
         self._buckets: dict[_Kind, _Bucket] = {}
@@ -231,23 +230,23 @@ class Runner:
         for part in self.tiles.cut(image.shape[along], self.limit // across, along):
             window = image[part.start : part.stop] if along == 0 else image[:, part.start : part.stop]
             maps = self._run(self._input(window)[None], readings, True)
-            kept = [each.narrow(2 + along, part.first, part.count) for each in maps]
-            sums = [_places(r, each).sum(-1).cpu().numpy() for r, each in zip(readings, kept, strict=True)]
+            kept = [[each.narrow(2 + along, part.first, part.count) for each in blobs] for blobs in maps]
+            sums = [_over_places(r, each, torch.sum) for r, each in zip(readings, kept, strict=True)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
-            places += kept[0][0, 0].numel()
+            places += kept[0][0][0, 0].numel()
         assert totals is not None
         return [total / places for total in totals]
 
     def _place_means(self, x: Tensor, readings: Sequence[Reading]) -> list[Floats]:
         """Means over places, (N, channels) for each reading."""
         maps = self._run(x, readings, True)
-        return [_places(r, each).mean(-1).cpu().numpy() for r, each in zip(readings, maps, strict=True)]
+        return [_over_places(r, each, torch.mean) for r, each in zip(readings, maps, strict=True)]
 
-    def _run(self, x: Tensor, readings: Sequence[Reading], whole: bool) -> list[Tensor]:
-        """The blobs of the readings."""
-        blobs = list(dict.fromkeys(reading.blob for reading in readings))
+    def _run(self, x: Tensor, readings: Sequence[Reading], whole: bool) -> list[list[Tensor]]:
+        """The blobs of each reading."""
+        blobs = blobs_of(readings)
         found = dict(zip(blobs, self.engine.run(x, blobs, whole), strict=True))
-        return [found[reading.blob] for reading in readings]
+        return [[found[blob] for blob in reading.blobs] for reading in readings]
 
     def _pair(self, images: Sequence[Image]) -> Tensor:
         """Each image and its mirror, one behind the other."""
@@ -255,16 +254,25 @@ class Runner:
         return torch.stack([x, x.flip(-1)], 1).flatten(0, 1)
 
 
-def _each(reading: Reading, value: Tensor) -> NDArray[np.float64]:
+def blobs_of(readings: Iterable[Reading]) -> list[str]:
+    """Every blob that is read, once."""
+    return list(dict.fromkeys(blob for reading in readings for blob in reading.blobs))
+
+
+def _each(reading: Reading, blobs: Sequence[Tensor]) -> Floats:
     """(N, values) of crops."""
-    flat = value.flatten(1).double()
-    return (flat.softmax(1) if reading.normalised else flat).cpu().numpy()
+    flat = torch.cat([blob.flatten(1).double() for blob in blobs], 1)
+    values: Floats = (flat.softmax(1) if reading.normalised else flat).cpu().numpy()
+    return values
 
 
-def _places(reading: Reading, value: Tensor) -> Tensor:
-    """(N, channels, places) of whole images, float64."""
-    flat = value.flatten(2) if value.ndim > 2 else value[..., None]
-    return (flat.softmax(1) if reading.normalised else flat).double()
+def _over_places(reading: Reading, blobs: Sequence[Tensor], reduce: Callable[..., Tensor]) -> Floats:
+    """(N, channels) of whole images, float64."""
+    maps = [blob.flatten(2) if blob.ndim > 2 else blob[..., None] for blob in blobs]
+    if reading.normalised:
+        maps = [each.softmax(1) for each in maps]
+    values: Floats = torch.cat([reduce(each.double(), -1) for each in maps], 1).cpu().numpy()
+    return values
 
 
 # -- parts of images -----------------------------------------------------------------------------------------------

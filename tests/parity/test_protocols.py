@@ -17,7 +17,7 @@ from caffe_compat.graph import rebuild
 from repro import protocols
 from repro.engines import ONNX, TORCH, Settings, engines
 from repro.models import Classifier, open_classifier
-from repro.passes import Reading, Runner, posterior_reading, score_reading
+from repro.passes import Reading, Runner, blobs_of, posterior_reading, score_reading
 from repro.rescaling import rescale, rescaled_size
 from tests.parity.cases import Case, Folders, guarded, read_json
 from tests.parity.compare import Comparison, comparing
@@ -93,13 +93,13 @@ def ran(folder: Path, net: str, group: str, engine: str, wanted: tuple[str, ...]
     readings = {
         "dense": posterior_reading(model.scores, model.posteriors),
         "dense_scores": score_reading(model.scores),
-        "features": Reading(entry["penultimate"]),
+        "features": Reading((entry["penultimate"],)),
     }
     crops = {name: readings["dense"] for name in CROPS if name in wanted}
     whole = {name: readings[name] for name in WHOLE if name in wanted}
     found: dict[tuple[str, int], dict[int, np.ndarray]] = {}
-    blobs = {reading.blob for reading in [*crops.values(), *whole.values()]}
-    (one,) = engines(model, Settings(engine=engine), sorted(blobs), [False, True])
+    blobs = blobs_of([*crops.values(), *whole.values()])
+    (one,) = engines(model, Settings(engine=engine), blobs, [False, True])
 
     def sink(image: int, name: str, scale: int, values: np.ndarray) -> None:
         found.setdefault((name, scale), {})[image] = values

@@ -41,7 +41,7 @@ def runner(
     whole = {
         "dense": posterior_reading(model.scores, model.posteriors),
         "dense_scores": score_reading(model.scores),
-        "features": Reading("fc6"),
+        "features": Reading(("fc6",)),
     }
     (one,) = engines(model, Settings(engine), ["fc6", "fc8", "prob"], [False, True])
 
