@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,7 @@ from repro.model_options import (
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and list them.")
 @click.option("--force", is_flag=True, help="Replace OUT when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def extract(
-    model: Path,
-    images: tuple[str, ...],
-    blobs: tuple[str, ...],
-    out: Path,
-    dense: bool,
-    crops: str | None,
-    net: Path | None,
-    skip_unreadable: bool,
-    force: bool,
-    as_json: bool,
-    **how: Any,
-) -> None:
+def extract(model: Path, images: tuple[str, ...], out: Path, force: bool, as_json: bool, **how: Any) -> None:
     """Write features of IMAGES: files, or one folder, list or database of them.
 
     OUT holds for each blob an array (images, features), and the images' names and labels. As with Caffe's
@@ -71,50 +59,45 @@ def extract(
     the whole image and of its mirror.
     """
     from caffe_compat.errors import VggcError, one_line
+
+    if how["dense"] and how["crops"]:
+        raise click.UsageError("--dense and --crops: give one of them")
+    if out.exists() and not force:
+        raise VggcError("it exists already", where=str(out), remedy="choose another name, or use --force")
+    told = _extracted(model, images, out, how, quiet=as_json)
+    click.echo(json.dumps(told, indent=2) if as_json else "\n".join(map(one_line, _lines(told))))
+
+
+def _extracted(path: Path, places: Sequence[str], out: Path, how: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """Write the file; what there is to be told of it."""
     from repro.collecting import images_at
     from repro.feature_files import Arrays, write_features
     from repro.features import Extracted, Kind, feature_sizes
     from repro.features import extract as run
 
-    if dense and crops:
-        raise click.UsageError("--dense and --crops: give one of them")
-    if out.exists() and not force:
-        raise VggcError("it exists already", where=str(out), remedy="choose another name, or use --force")
-    (opened,) = open_models([model], [net] if net else [], how)
-    given, running = images_at(images), running_of(how)
-    kind = Kind(tuple(dict.fromkeys(blobs)), crops or ("dense" if dense else "center"), how["join"], how["length"])
-    scales = running.scales_for(opened)
-    sizes, done = feature_sizes(opened, kind, len(scales)), Extracted({})
+    (model,) = open_models([path], [how["net"]] if how["net"] else [], how)
+    images, running = images_at(places), running_of(how)
+    protocol = how["crops"] or ("dense" if how["dense"] else "center")
+    kind = Kind(tuple(dict.fromkeys(how["blobs"])), protocol, how["join"], how["length"])
+    scales = running.scales_for(model)
+    sizes, done = feature_sizes(model, kind, len(scales)), Extracted({})
 
     def feed(keep: Callable[[int, Arrays], None]) -> list[int]:
         nonlocal done
-        with image_bar(as_json) as told:
-            done = run(opened, given, kind, running, keep, strict=not skip_unreadable, progress=told)
+        with image_bar(quiet) as told:
+            done = run(model, images, kind, running, keep, strict=not how["skip_unreadable"], progress=told)
         return list(done.unreadable)
 
-    about = {
-        "model": str(model),
-        "model_sha256": opened.sha256,
-        "protocol": kind.protocol,
-        "scales": scales,
-        "join": kind.join,
-        "l2": kind.length,
-        "images": opened.prepare.said,
-    }
-    count = write_features(out, given, sizes, about, feed)
-    unreadable = [f"{given.items.names[index]}: {why}" for index, why in sorted(done.unreadable.items())]
-    if as_json:
-        told = {
-            **about,
-            "out": str(out),
-            "count": count,
-            "blobs": sizes,
-            "unreadable": unreadable,
-            "run_by": done.engine,
-        }
-        click.echo(json.dumps(told, indent=2))
-        return
-    lines = [f"wrote {out}: {count:,} image(s)", *(f"  {blob}: {size:,} features" for blob, size in sizes.items())]
-    lines += [f"left out {each}" for each in unreadable]
-    lines += [*opened.notes, f"images: {opened.prepare.said}", f"run by {done.engine}"]
-    click.echo("\n".join(map(one_line, lines)))
+    about = {"model": str(path), "model_sha256": model.sha256, "protocol": protocol, "scales": scales}
+    about |= {"join": kind.join, "l2": kind.length, "images": model.prepare.said}
+    count = write_features(out, images, sizes, about, feed)
+    unreadable = [f"{images.items.names[index]}: {why}" for index, why in sorted(done.unreadable.items())]
+    made = {"out": str(out), "count": count, "blobs": sizes, "unreadable": unreadable, "run_by": done.engine}
+    return {**about, **made, "notes": list(model.notes)}
+
+
+def _lines(told: dict[str, Any]) -> list[str]:
+    lines = [f"wrote {told['out']}: {told['count']:,} image(s)"]
+    lines += [f"  {blob}: {size:,} features" for blob, size in told["blobs"].items()]
+    lines += [f"left out {each}" for each in told["unreadable"]]
+    return [*lines, *told["notes"], f"images: {told['images']}", f"run by {told['run_by']}"]
