@@ -78,6 +78,18 @@ def is_solver(name: str) -> bool:
         return False
 
 
+def list_recipes(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    """Print every recipe with the first line of what it says of itself, and end."""
+    if asked and not ctx.resilient_parsing:
+        from repro.recipes import find_recipe, recipe_names
+
+        for name in recipe_names():
+            recipe = find_recipe(name, must=True)
+            assert recipe
+            click.echo(f"{name:10} {recipe.about.splitlines()[0]}")
+        ctx.exit()
+
+
 def number(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
     """An option whose default is the recipe's or the paper's."""
     return click.option(name, type=click.IntRange(0), help=help, **more)
@@ -87,6 +99,9 @@ OPTIONS = (
     click.option("--data", help='Images: a folder with one folder a class, a database, a list, or "digits".'),
     click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
     click.option("--recipe", help="Take the settings of this recipe; NET's own is taken by itself."),
+    click.option(
+        "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=list_recipes, help="List the recipes."
+    ),
     click.option("--labels", type=click.Path(), help="List of the images in the folder of --data."),
     click.option("--root", type=click.Path(), help="Folder that names in a list start from."),
     number("--batch", "Images of an update.  [paper: 256]"),
@@ -124,9 +139,10 @@ OPTIONS = (
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default CUDA where there is one."),
     click.option("--nproc", type=click.IntRange(1), default=1, help="Processes on this machine, started by torchrun."),
     click.option("--max-restarts", type=click.IntRange(0), default=3, help="Restarts after a lost process."),
+    click.option("--dry-run", is_flag=True, help="Show plan, memory, operations and predicted hours; write nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
 )
-OWN = ("out", "recipe", "staged", "device", "nproc", "max_restarts", "as_json")
+OWN = ("dry_run", "out", "recipe", "staged", "device", "nproc", "max_restarts", "as_json")
 """Options that are no settings of a run."""
 FRONT = ("--nproc", "--max-restarts")
 """Options of the process that starts the others."""
@@ -145,7 +161,7 @@ def train(target: str, **options: Any) -> None:
     """Train NET with the images of --data, as Sect. 3.1 of arXiv:1409.1556 describes it.
 
     NET is a prototxt for deployment or training, one of ours (A, A-LRN, B, C, D, E, B-shallow, digits), or a recipe
-    (vggc recipes). The same command goes on with a run that was interrupted. Ctrl-C finishes the update, writes a
+    (--recipes). The same command goes on with a run that was interrupted. Ctrl-C finishes the update, writes a
     snapshot and stops; a second Ctrl-C stops at once.
 
     A SOLVER is run as `caffe train` runs it, with Caffe's log lines on standard error; it has options of its own.
@@ -158,7 +174,11 @@ def train(target: str, **options: Any) -> None:
     if not settings.data:
         raise click.UsageError("Give the images: --data.")
     out = options["out"] or Path("runs") / name
+    chosen = _stages(settings, out, options["staged"])
     with joined(options["device"] or "") as group:
+        if options["dry_run"]:
+            _plan([each for each, _ in chosen], group, options["as_json"])
+            return
         done = [
             _run(each, folder, group, options["as_json"]) for each, folder in _stages(settings, out, options["staged"])
         ]
@@ -168,6 +188,7 @@ def train(target: str, **options: Any) -> None:
 
 def _settings(target: str, options: Mapping[str, Any]) -> tuple[Settings, str]:
     """The settings, and what to call the run: those of the recipe, and over them what was stated."""
+    from caffe_compat.errors import VggcError
     from repro.recipes import find_recipe
     from repro.training.settings import Settings
 
@@ -178,6 +199,9 @@ def _settings(target: str, options: Mapping[str, Any]) -> tuple[Settings, str]:
     if "precision" in stated:
         stated["precision"] = PRECISIONS[stated["precision"]]
     recipe = find_recipe(options["recipe"] or target, must=bool(options["recipe"]))
+    if recipe and not recipe.settings:
+        what = f"recipe {recipe.name} trains nothing; it takes {', '.join(recipe.models)} together"
+        raise VggcError(what, remedy="train these, then evaluate them together")
     values = {**(recipe.settings if recipe else {}), **stated}
     if not recipe or options["recipe"]:
         values["net"] = target
@@ -190,6 +214,21 @@ def _stages(settings: Settings, out: Path, staged: bool) -> Sequence[tuple[Setti
     from repro.training.stages import stages
 
     return stages(settings, out)
+
+
+def _plan(stages: Sequence[Settings], group: Group, as_json: bool) -> None:
+    from repro.training import plan
+    from repro.training.session import prepare
+
+    plans = [plan.plan(prepare(each, group)) for each in stages]
+    if not group.first:
+        return
+    if as_json:
+        told = [plan.as_json(each) for each in plans]
+        click.echo(json.dumps(told if len(told) > 1 else told[0], indent=2))
+        return
+    for line in (line for each in plans for line in plan.lines(each)):
+        click.echo(line)
 
 
 def _run(settings: Settings, out: Path, group: Group, quiet: bool) -> tuple[Outcome, Path]:

@@ -1,4 +1,10 @@
-"""Recipes: a run each, as short files with the paper's figures beside them."""
+"""Recipes: runs of the paper as short files, with its figures beside them.
+
+A file has sections: `train` has settings of the run that are not the default; `models`, in place of it, the runs that
+are taken together; `evaluate` the options of `vggc evaluate` for rows of the paper's tables; `expected` the paper's
+top-1/top-5 errors of these rows, on the validation set of ILSVRC-2012 unless it says otherwise; `obtained` what was
+got.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ from caffe_compat.errors import VggcError
 
 _FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".ini"
+SECTIONS = ("train", "models", "evaluate", "expected", "obtained")
 
 
 @dataclass(frozen=True)
@@ -21,14 +28,18 @@ class Recipe:
     Attributes:
         name: of the file.
         about: the comment at its head.
-        settings: of `repro.training.settings.Settings`, those that are not the default.
-        expected: measure -> the paper's figure, as text.
-        obtained: measure -> what was got, or "not run".
+        settings: of `repro.training.settings.Settings`, those that are not the default; empty when nothing is trained.
+        models: runs that are taken together.
+        evaluate: row of a table -> options of `vggc evaluate`.
+        expected: row -> the paper's figure, as text.
+        obtained: row -> what was got, or "not run".
     """
 
     name: str
     about: str
     settings: Mapping[str, Any]
+    models: tuple[str, ...]
+    evaluate: Mapping[str, str]
     expected: Mapping[str, str]
     obtained: Mapping[str, str]
 
@@ -69,10 +80,13 @@ def read_recipe(path: Path) -> Recipe:
         raise VggcError(f"this is no recipe: {error}", where=str(path), remedy="see those in repro/recipes") from error
     lines = text.splitlines()
     head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)]
-    sections = {name: dict(parser[name]) if name in parser else {} for name in ("train", "expected", "obtained")}
+    sections = {name: dict(parser[name]) if name in parser else {} for name in SECTIONS}
+    if unknown := sorted(set(parser.sections()) - set(SECTIONS)):
+        raise VggcError(f"unknown section {', '.join(unknown)}", where=str(path), remedy=f"use {', '.join(SECTIONS)}")
     settings = {key: _value(key, text, path) for key, text in sections["train"].items()}
     about = "\n".join(line.removeprefix("#").strip() for line in head)
-    return Recipe(path.stem, about, settings, sections["expected"], sections["obtained"])
+    models = tuple(sections["models"].get("runs", "").split())
+    return Recipe(path.stem, about, settings, models, *(sections[name] for name in SECTIONS[2:]))
 
 
 def _value(name: str, text: str, path: Path) -> Any:
