@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from caffe_compat.errors import VggcError
+from caffe_compat.graph import rebuild
+from caffe_compat.module import Net
+from caffe_compat.weights import Blob, Weights
+from converters.model import Model
+from converters.onnx import Options, write
+from converters.onnx_running import run_onnx
+from converters.streaming import Payloads, Target
 from tests.parity.cases import Case, Folders
 from tests.parity.compare import comparing
 from tests.parity.nets import Array, load, tensor
+from tests.parity.test_layers_onnx import check_refusal
 from tests.tolerances import OPENCV
 
 
@@ -35,15 +45,37 @@ def input_files(net: Path) -> dict[str, Path]:
     return own or ({"": common} if common.exists() else {})
 
 
-def test_opencv(case: Case) -> None:
+def test_opencv(case: Case, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     path = case.path(f"{case.id}.prototxt")
     weights = path.with_suffix(".caffemodel")
-    net = load(path, weights if weights.exists() else None)
+    own = weights if weights.exists() else None
+    want = np.load(path.with_suffix(".npy"))
     arrays: dict[str, Array] = {blob: np.load(file) for blob, file in input_files(path).items()}
+    net = load(path, own)
     if len(arrays) == 1:
         arrays = dict(zip(net.inputs, arrays.values(), strict=True))
     outputs = net({blob: tensor(array) for blob, array in arrays.items()})
     with comparing() as compare:
         compare.equal("number of outputs", len(outputs), 1)
         for blob, got in outputs.items():
-            compare.array(blob, got, np.load(path.with_suffix(".npy")), OPENCV)
+            compare.array(blob, got, want, OPENCV)
+        try:
+            model = exported(net, tmp_path / "net.onnx", arrays)
+        except VggcError as error:
+            record_property("note", f"{case}: no ONNX: {check_refusal(error, compare)}")
+            return
+        compare.array(
+            "by ONNX Runtime", run_onnx(model, arrays, [next(iter(outputs))])[next(iter(outputs))], want, OPENCV
+        )
+
+
+def exported(net: Net, target: Path, arrays: Mapping[str, Array]) -> Path:
+    """The net as ONNX, with its weights or the values of its fillers."""
+    opened = rebuild(net.graph.net, net.graph.context, {blob: array.shape for blob, array in arrays.items()})
+    weights = {key: value.detach().numpy() for key, value in net.owned.items()}
+    arrays_of = {key: Blob(tuple(value.shape), value.ravel()) for key, value in weights.items()}
+    with Payloads() as payloads, Target(target) as file:
+        write(Model(opened, arrays_of, Weights(())), file, payloads, Options())
+        file.finish()
+        file.rename()
+    return target
