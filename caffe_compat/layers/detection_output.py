@@ -10,6 +10,7 @@ import numpy as np
 from caffe_compat.errors import ConversionError
 from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
 from caffe_compat.layers.boxes import CORNER, Code, Floats, Priors, best, sizes, suppress, to_array
+from caffe_compat.layers.detection_onnx import Detection, write_detection
 from caffe_compat.layers.legacy_axes import legacy_sizes
 from caffe_compat.layers.pooling import FLT_MAX
 
@@ -81,6 +82,7 @@ class DetectionOutput(Layer):
     PARAM = "detection_output_param"
     BOTTOMS = (3, 4)
     BACKWARD = False
+    VARIES = True
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         stated = self.has("num_classes")
@@ -148,10 +150,30 @@ class DetectionOutput(Layer):
         return rows[np.argsort(rows[:, 1], kind="stable")]
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
-        names = ", ".join(self.param.bottom[:3])
-        raise ConversionError(
-            "DetectionOutput has no exact form in ONNX: how many boxes are left depends on the image",
-            where=self.where("type"),
-            remedy=f"remove this layer, which makes {names} outputs, and suppress boxes in the program that runs the "
-            "model; or convert to PyTorch (.safetensors)",
+        """The same rows; prior boxes without width or height are not refused there."""
+        if self.p.nms_param.eta != 1:
+            raise ConversionError(
+                f"DetectionOutput with eta {self.p.nms_param.eta:g} has no exact form in ONNX: its suppression adapts",
+                where=self.where("type"),
+                remedy=f"remove this layer, which makes {', '.join(self.param.bottom[:3])} outputs, and suppress boxes "
+                "in the program that runs the model; or convert to PyTorch (.safetensors)",
+            )
+        priors = check_predictions(self, self.bottom_shapes, self.classes, self.located)
+        labels = tuple(label for label in range(self.classes) if label != self.background)
+        p = self.p
+        write_detection(
+            g,
+            Detection(
+                priors,
+                self.classes,
+                labels,
+                self.located,
+                self.code,
+                self.least,
+                self.most,
+                p.nms_param.nms_threshold,
+                p.keep_top_k,
+            ),
+            bottoms,
+            tops,
         )

@@ -52,7 +52,7 @@ WITHOUT_FORM = (
     "RNN carries its state",
     # no operator of ONNX computes these exactly
     "Correlation",
-    "DetectionOutput",
+    "DetectionOutput with eta",
     "FlowWarp",
     "PSROIPooling",
     "ROIAlign",

@@ -9,8 +9,9 @@ import pytest
 
 from caffe_compat.errors import ConversionError, LayerError
 from tests.caffe_compat.layers import naive_boxes as naive
-from tests.caffe_compat.layers.harness import Array, Lone, export, forward, lone
+from tests.caffe_compat.layers.harness import Array, Lone, export, forward, has_dynamic_batch, lone, run_onnx, session
 from tests.caffe_compat.layers.refusals import refusal
+from tests.tolerances import LAYERS
 
 N, P, C = 2, 24, 3
 SHAPES = ((N, P * 4), (N, P * C), (1, 2, P * 4))
@@ -176,5 +177,48 @@ def test_bottoms_that_do_not_fit(shapes: tuple[tuple[int, ...], ...], message: s
 
 def test_onnx_is_refused_with_the_blobs_to_cut_at() -> None:
     with pytest.raises(ConversionError) as caught:
-        export(lone(text(""), *SHAPES))
+        export(lone(text("nms_param { eta: 0.9 }"), *SHAPES))
+    assert "eta 0.9" in caught.value.what
     assert "in0, in1, in2 outputs" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "",
+        "code_type: CENTER_SIZE",
+        "code_type: CENTER_SIZE variance_encoded_in_target: true",
+        "code_type: CORNER_SIZE nms_param { nms_threshold: 0.45 top_k: 5 }",
+        "code_type: CENTER_SIZE confidence_threshold: 0.4 keep_top_k: 3",
+        "code_type: CENTER_SIZE confidence_threshold: 2",
+        "code_type: CENTER_SIZE keep_top_k: 0",
+        "nms_param { top_k: 0 }",
+        "nms_param { nms_threshold: 0 top_k: 1000 }",
+        "nms_param { nms_threshold: 1.5 }",
+        "background_label_id: 2 keep_top_k: 1000",
+        "background_label_id: 7 keep_top_k: 6",
+        "share_location: false nms_param { top_k: 9 } keep_top_k: 11",
+        "share_location: false background_label_id: -1",
+    ],
+)
+@pytest.mark.parametrize("opset", [13, 17, 21])
+def test_onnx_runtime_gives_the_same_rows(fields: str, opset: int) -> None:
+    located = C if "share_location: false" in fields else 1
+    it = lone(text(fields), (1, P * located * 4), (1, P * C), (1, 2, P * 4))
+    exported = session(it, opset=opset)
+    assert has_dynamic_batch(exported)
+    for seed in range(3):
+        values = bottoms(located, seed)
+        for images in (slice(0, N), slice(1, N)):
+            fed = [values[0][images], values[1][images], values[2]]
+            (want,) = forward(it, fed, dtype=np.float32)
+            (got,) = run_onnx(exported, fed)
+            assert got.shape == want.shape
+            assert LAYERS.ratio(got, want) <= 1
+
+
+def test_onnx_keeps_the_order_of_equal_scores() -> None:
+    it = lone(text("nms_param { top_k: 4 } keep_top_k: 5"), *SHAPES)
+    loc, conf, prior = bottoms()
+    fed = [loc * 0, np.full_like(conf, 0.5), prior]
+    np.testing.assert_allclose(run_onnx(session(it), fed)[0], forward(it, fed, dtype=np.float32)[0], rtol=1e-6)
