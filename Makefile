@@ -1,6 +1,6 @@
 # make demo   train a small net, convert it to every format and compare the engines, blob by blob
 # make test   lint, types, tests
-# make bench  time and memory of a full-size conversion; speed of the input pipeline
+# make bench  time and memory of a full-size conversion; speed of the input pipeline and of training steps
 # make proto  regenerate caffe_compat/schema/caffe_pb2.py from caffe.proto
 # make tables  write the layer table into README.md
 # make clean  remove what the above have made, except .venv
@@ -22,6 +22,7 @@ demo: $(VENV)/repro.stamp
 bench: $(VENV)/test.stamp
 	@$(PY) -m tests.bench.convert
 	@$(PY) -m tests.bench.pipeline
+	@$(PY) -m tests.bench.solver
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/test.stamp

@@ -20,6 +20,7 @@ from tests.shared import ROOT
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line[2:].split("  #")[0].strip() for line in re.findall(r"^\$ .*$", README, re.M)]
 VGGC = [command for command in COMMANDS if command.startswith("vggc ")]
+FILES = re.findall(r"```prototxt\n# (\S+)\n(.*?)```", README, re.S)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
@@ -33,6 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / "photos" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
         (path / "photos" / "ab"[index % 2] / f"{index}.png").write_bytes(png(picture))
     shutil.copytree(ROOT / "prototxt", path / "prototxt")
+    for name, text in FILES:
+        (path / name).write_text(text)
     return path
 
 
