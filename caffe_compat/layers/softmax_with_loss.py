@@ -53,8 +53,12 @@ class SoftmaxWithLoss(LossLayer):
         data, labels = bottoms[0], bottoms[1]
         axis = self.param.softmax_param.axis % data.ndim
         outer, inner = prod(data.shape[:axis]), prod(data.shape[axis + 1 :])
-        log_p = torch.log_softmax(data.reshape(outer, data.shape[axis], inner), 1)
-        index, counted = label_indices(self, labels.reshape(outer, 1, inner), data.shape[axis], ignored_label(self.p))
+        classes = data.shape[axis]
+        if inner == 1:  # the last axis is the one that torch is fast along
+            log_p = torch.log_softmax(data.reshape(outer, classes), 1).unsqueeze(2)
+        else:
+            log_p = torch.log_softmax(data.reshape(outer, classes, inner), 1)
+        index, counted = label_indices(self, labels.reshape(outer, 1, inner), classes, ignored_label(self.p))
         losses = clamp_straight()(-log_p.gather(1, index), None, -log(FLT_MIN))  # (outer, 1, inner)
         if counted is not None:
             losses = losses.where(counted, 0)

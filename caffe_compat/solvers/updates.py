@@ -16,6 +16,8 @@ from caffe_compat.errors import VggcError
 from caffe_compat.schema import pb
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
+SMALL = 2**16
+"""Values in all below which sharing work among threads costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,39 @@ def sgd_with_decay(step: Step, blobs: Tensors, decays: Sequence[float]) -> Tenso
     for index, pair in enumerate(zip(step.rates, decays, strict=True)):
         groups.setdefault(pair, []).append(index)
     for (rate, decay), members in groups.items():
-        torch._fused_sgd_(
-            [blobs[i] for i in members],
-            [step.diffs[i] for i in members],
-            [step.history[i] for i in members],
-            weight_decay=decay,
-            momentum=step.param.momentum,
-            lr=1.0,
-            dampening=1 - rate,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
+        own, diffs, history = ([tensors[i] for i in members] for tensors in (blobs, step.diffs, step.history))
+        if sum(map(Tensor.numel, own)) < SMALL:
+            _sgd_in_turn(step.param.momentum, rate, decay, (own, diffs, history))
+        else:
+            _sgd_at_once(step.param.momentum, rate, decay, (own, diffs, history))
     return step.history
+
+
+def _sgd_at_once(momentum: float, rate: float, decay: float, tensors: tuple[Tensors, Tensors, Tensors]) -> None:
+    """torch's fused SGD, whose dampening puts the rate into the history."""
+    blobs, diffs, history = map(list, tensors)
+    torch._fused_sgd_(
+        blobs,
+        diffs,
+        history,
+        weight_decay=decay,
+        momentum=momentum,
+        lr=1.0,
+        dampening=1 - rate,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+def _sgd_in_turn(momentum: float, rate: float, decay: float, tensors: tuple[Tensors, Tensors, Tensors]) -> None:
+    """The same for small tensors, which the fused function would share among threads all the same."""
+    blobs, diffs, history = tensors
+    torch._foreach_mul_(history, momentum)
+    torch._foreach_add_(history, diffs, alpha=rate)
+    if decay:
+        torch._foreach_add_(history, blobs, alpha=rate * decay)
+    torch._foreach_sub_(blobs, history)
 
 
 def _nesterov(step: Step) -> Tensors:
