@@ -17,7 +17,7 @@ import caffe_compat as cc
 from caffe_compat import writing
 from caffe_compat.errors import VggcError
 from caffe_compat.schema import pb
-from tests.caffe_compat.data.folders import datum, images, write_lmdb
+from tests.caffe_compat.data.folders import datum, images, png, write_lmdb
 
 NET = """
 name: "line"
@@ -223,3 +223,25 @@ def test_corrupt_record_stops_with_its_name(tmp_path: Path) -> None:
         solver.step(6)
     assert solver.iter == 2
     assert "write the record anew" in error.value.remedy
+
+
+def test_corrupt_file_stops_with_its_name(tmp_path: Path) -> None:
+    for index in range(4):
+        (tmp_path / f"{index}.png").write_bytes(png(images(1, 3, 2, 2)[0]) if index != 3 else b"no picture")
+    (tmp_path / "list.txt").write_text("".join(f"{index}.png {index}\n" for index in range(4)))
+    net = (
+        'layer { name: "d" type: "ImageData" top: "x" top: "y" image_data_param { source: "list.txt" batch_size: 2 } }'
+    )
+    solver = make(tmp_path, net=net + BODY.replace("num_output: 3", "num_output: 9"))
+    with pytest.raises(VggcError, match=r'layer "d": "list.txt": image "3.png": an image cannot be decoded'):
+        solver.step(6)
+    assert solver.iter == 1
+
+
+def test_shared_blob_with_two_rates_is_refused(tmp_path: Path) -> None:
+    shared = 'param {{ name: "w" lr_mult: {} }} inner_product_param'
+    net = NET.replace('top: "hidden" inner_product_param', 'top: "hidden" ' + shared.format(1), 1)
+    net = net.replace('top: "out" inner_product_param', 'top: "out" ' + shared.format(2), 1)
+    net = net.replace("num_output: 5", "num_output: 3")
+    with pytest.raises(VggcError, match="lr_mult"):
+        make(tmp_path, net=net)
