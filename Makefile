@@ -23,6 +23,7 @@ bench: $(VENV)/test.stamp
 	@$(PY) -m tests.bench.convert
 	@$(PY) -m tests.bench.pipeline
 	@$(PY) -m tests.bench.solver
+	@$(PY) -m tests.bench.training
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/test.stamp

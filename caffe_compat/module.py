@@ -17,7 +17,7 @@ from caffe_compat.errors import GraphError
 from caffe_compat.fillers import fill
 from caffe_compat.graph import Graph, Node, ParamKey, Value
 from caffe_compat.layers.base import Layer, Shape
-from caffe_compat.steps import Run, Step, exact_plan, fast_plan
+from caffe_compat.steps import Run, Step, exact_plan, fast_plan, segments
 from caffe_compat.weights import Weights
 
 Inputs = Mapping[str, Tensor] | Tensor | None
@@ -170,6 +170,24 @@ class Net(nn.Module):
             for slot in step.dead:
                 if slot not in keep:
                     values[slot] = None
+        return {name: values[self._final[name]] for name in names}  # type: ignore[misc]
+
+    def checkpointed(self, inputs: Inputs, blobs: Sequence[str], parts: int) -> dict[str, Tensor]:
+        """As `forward`, but of what a gradient needs only the values between `parts` parts of the net are kept.
+
+        The rest is computed again in the backward pass, with the same random numbers. Layers that change their own
+        blobs, as BatchNorm in the TRAIN phase, would do so twice.
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        names = self._wanted(blobs)
+        keep = frozenset(self._final[name] for name in names)
+        values = self._start(inputs)
+        for segment in segments(self._exact, parts, keep):
+            given = [values[slot] for slot in segment.bottoms]
+            made = checkpoint(segment, *given, use_reentrant=False)
+            for slot, value in zip(segment.tops, made, strict=True):
+                values[slot] = value
         return {name: values[self._final[name]] for name in names}  # type: ignore[misc]
 
     def trace(

@@ -172,3 +172,40 @@ def _with_dead(steps: Sequence[Step]) -> tuple[Step, ...]:
         replace(step, dead=tuple(slot for slot in {*step.bottoms, *step.tops} if last[slot] == index))
         for index, step in enumerate(steps)
     )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some steps in a row, as one function of the values that come from before.
+
+    Attributes:
+        steps: in order; they overwrite nothing.
+        bottoms: slots of values from before.
+        tops: slots of values that are read later, or kept.
+    """
+
+    steps: tuple[Step, ...]
+    bottoms: tuple[int, ...]
+    tops: tuple[int, ...]
+
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        slots = max(slot for step in self.steps for slot in (*step.bottoms, *step.tops)) + 1
+        values: list[Tensor | None] = [None] * slots
+        for slot, value in zip(self.bottoms, given, strict=True):
+            values[slot] = value
+        for step in self.steps:
+            step.advance(values, None)
+        return tuple(values[slot] for slot in self.tops)  # type: ignore[misc]
+
+
+def segments(plan: Plan, parts: int, keep: frozenset[int]) -> list[Segment]:
+    """A plan that overwrites nothing, cut into parts of about equal numbers of steps."""
+    size = -(-len(plan.steps) // max(1, parts))
+    made: list[Segment] = []
+    for start in range(0, len(plan.steps), size):
+        steps, later = plan.steps[start : start + size], plan.steps[start + size :]
+        own = [slot for step in steps for slot in step.tops]
+        read = {slot for step in later for slot in step.bottoms} | keep
+        before = dict.fromkeys(slot for step in steps for slot in step.bottoms if slot not in own)
+        made.append(Segment(steps, tuple(before), tuple(slot for slot in dict.fromkeys(own) if slot in read)))
+    return made

@@ -130,10 +130,25 @@ OPTIONS = (
     number("--snapshot-every", "Iterations between further snapshots."),
     number("--keep", "Snapshots to keep besides the best weights.  [default: 2]"),
     number("--display", "Iterations between log lines.  [default: 20]"),
-    click.option("--amp", "precision", type=click.Choice(list(PRECISIONS)), help="Precision of the passes."),
-    click.option("--channels-last", is_flag=True, default=None, help="Keep images channels last."),
-    click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the net (torch.compile)."),
-    click.option("--checkpointing", is_flag=True, default=None, help="Compute activations again to save memory."),
+    click.option(
+        "--amp",
+        "precision",
+        type=click.Choice(list(PRECISIONS)),
+        help="Precision of the passes; results differ from float32.",
+    ),
+    click.option(
+        "--channels-last", is_flag=True, default=None, help="Keep images channels last; sums are rounded differently."
+    ),
+    click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        default=None,
+        help="Compile the net (torch.compile); sums are rounded differently.",
+    ),
+    click.option(
+        "--checkpointing", is_flag=True, default=None, help="Compute activations again to save memory; same bits."
+    ),
     number("--workers", "Threads that prepare images; by default one a processor."),
     click.option("--strict-data", is_flag=True, default=None, help="Stop at an image that cannot be read."),
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default CUDA where there is one."),

@@ -11,6 +11,7 @@ from math import prod
 from zlib import crc32
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from caffe_compat.module import Net
@@ -46,8 +47,8 @@ def keep_mask(
 class Masks:
     """Gives the Dropout layers of a net their masks before each pass."""
 
-    def __init__(self, net: Net, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, net: Net, seed: int, device: torch.device) -> None:
+        self._seed, self._device = seed, device
         self._state = net.graph.context.state
         dropouts = [node.layer for node in net.graph.nodes if node.layer.TYPE == "Dropout" and node.layer.drops]  # type: ignore[attr-defined]
         self._layers = [
@@ -57,6 +58,6 @@ class Masks:
     def draw(self, iteration: int, first: int, count: int) -> None:
         """Prepare a pass over `count` images from place `first` of the batch."""
         self._state["draws"] = {
-            name: keep_mask(self._seed, iteration, name, first, count, size, ratio)
+            name: torch.from_numpy(keep_mask(self._seed, iteration, name, first, count, size, ratio)).to(self._device)
             for name, size, ratio in self._layers
         }

@@ -64,7 +64,7 @@ class Passes:
         self.scale = LossScale.start(settings.precision)
         self._info, self._net, self._update = info, net, update
         self._settings, self._group = settings, group
-        self._masks = Masks(net, settings.seed)
+        self._masks = Masks(net, settings.seed, group.device)
         self._gradients = Gradients(group, update.learning)
         self._weights = {
             top.blob: weight
@@ -72,7 +72,28 @@ class Passes:
             for top, weight in zip(node.tops, node.loss_weights, strict=True)
             if weight
         }
-        self._run: Callable[..., dict[str, Tensor]] = torch.compile(net) if settings.compiled else net
+        self._run = self._runner(net)
+
+    def _runner(self, net: Net) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        """How the losses are computed.
+
+        Raises:
+            VggcError: the settings do not go together, or not with the net.
+        """
+        settings, names = self._settings, list(self._weights)
+        if not settings.checkpointing:
+            run = torch.compile(net) if settings.compiled else net
+            return lambda inputs: run(inputs, blobs=names)  # type: ignore[no-any-return]
+        if settings.compiled:
+            raise VggcError("--compile and --checkpointing do not go together", remedy="leave one of them out")
+        twice = [
+            node.layer.name for node in net.graph.nodes if "BatchNorm" in node.layer.TYPE or node.layer.TYPE == "BN"
+        ]
+        if twice:
+            what = f"layer {twice[0]} keeps statistics, which computing activations again would count twice"
+            raise VggcError(what, remedy="leave --checkpointing out")
+        parts = max(1, round(len(net.graph.nodes) ** 0.5))
+        return lambda inputs: net.checkpointed(inputs, names, parts)
 
     def __call__(self, batch: Batch) -> float:
         """Leave the gradients in the parameters; returns the loss of the whole batch.
@@ -118,7 +139,7 @@ class Passes:
     def _loss(self, part: Batch) -> Tensor:
         self._seed(part)
         with autocast(self._settings.precision, self._group.device):
-            tops = self._run(self._inputs(part), blobs=list(self._weights))
+            tops = self._run(self._inputs(part))
         return torch.stack([weight * tops[name].float().sum() for name, weight in self._weights.items()]).sum()
 
     def _inputs(self, part: Batch) -> dict[str, Tensor]:

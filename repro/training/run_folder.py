@@ -203,9 +203,11 @@ def write_net(path: Path, net: Net, feed: pb.LayerParameter) -> None:
     """Write a .caffemodel whose data layer is `feed`, which tells how images are prepared."""
     with new_file(path) as file:
         file.write(pb.NetParameter(name=net.graph.name).SerializeToString())
-        for layer in snapshot.layers(net):
+        for layer, blobs in snapshot.saved_layers(net):
             told = feed if layer.type == "Input" else layer
-            snapshot.write_field(file, snapshot.LAYER, told.SerializeToString())
+            snapshot.write_field(
+                file, snapshot.LAYER, told.SerializeToString(), *snapshot.fields(snapshot.BLOBS, blobs)
+            )
 
 
 def weights_of(name: str) -> Path:

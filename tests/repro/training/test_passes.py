@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from caffe_compat.errors import VggcError
 from repro.training.passes import NotFiniteError
 from repro.training.scaling import GROWTH, LossScale
 from tests.repro.training.tiny import NET, Fixture
@@ -43,7 +45,7 @@ def test_the_reference_is_plain_torch(tmp_path: Path) -> None:
     w1, b1, w2, b2, w3, b3 = (blob.detach().clone().requires_grad_() for blob in it.update.blobs)
     x = torch.nn.functional.conv2d(batch.images, w1, b1, padding=1).relu()
     x = torch.nn.functional.max_pool2d(x, 2).flatten(1) @ w2.T + b2
-    x = x.relu() * torch.from_numpy(it.net.graph.context.state["draws"]["drop"]) * 2
+    x = x.relu() * it.net.graph.context.state["draws"]["drop"] * 2
     expected = torch.nn.functional.cross_entropy(x @ w3.T + b3, batch.labels)
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-6)
@@ -119,3 +121,44 @@ def test_channels_last_computes_the_same(tmp_path: Path) -> None:
     last.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert last.passes(last.batch()) == pytest.approx(plain.passes(plain.batch()), rel=1e-5)
     assert next(last.passes.parts(last.batch())).images.is_contiguous(memory_format=torch.channels_last)
+
+
+def saved_bytes(it: Fixture) -> int:
+    """Of the values that a backward pass is kept for."""
+    kept: dict[int, int] = {}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        kept[value.data_ptr()] = value.numel() * value.element_size()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        it.passes._loss(next(it.passes.parts(it.batch())))
+    return sum(kept.values())
+
+
+def test_checkpointing_gives_the_same_bits_for_less_memory(tmp_path: Path) -> None:
+    plain, again = Fixture(tmp_path, micro=8), Fixture(tmp_path, micro=8, checkpointing=True)
+    for batch in plain.batches(3):
+        assert again.passes(batch) == plain.passes(batch)
+        assert all(torch.equal(a, b) for a, b in zip(again.gradients(), plain.gradients(), strict=True))
+        plain.passes.update(0.001), again.passes.update(0.001)
+    assert saved_bytes(again) < saved_bytes(plain)
+
+
+def test_what_checkpointing_cannot_do(tmp_path: Path) -> None:
+    norm = 'layer { name: "bn" type: "BatchNorm" bottom: "conv1" top: "conv1" }'
+    text = NET.replace('layer { name: "relu1"', norm + 'layer { name: "relu1"')
+    with pytest.raises(VggcError, match="layer bn keeps statistics"):
+        Fixture(tmp_path, micro=8, text=text, checkpointing=True)
+    with pytest.raises(VggcError, match="do not go together"):
+        Fixture(tmp_path, micro=8, checkpointing=True, compiled=True)
+
+
+def test_a_compiled_net_gets_fresh_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, but not translated, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, fast = Fixture(tmp_path, micro=4), Fixture(tmp_path, micro=4, compiled=True)
+    for batch in plain.batches(3):
+        assert fast.passes(batch) == pytest.approx(plain.passes(batch), rel=1e-6)
+        for mine, theirs in zip(fast.gradients(), plain.gradients(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
