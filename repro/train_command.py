@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -154,11 +157,15 @@ OPTIONS = (
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default CUDA where there is one."),
     click.option("--nproc", type=click.IntRange(1), default=1, help="Processes on this machine, started by torchrun."),
     click.option("--max-restarts", type=click.IntRange(0), default=3, help="Restarts after a lost process."),
+    click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard into the folder of the run."),
     click.option("--dry-run", is_flag=True, help="Show plan, memory, operations and predicted hours; write nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
 )
-OWN = ("dry_run", "out", "recipe", "staged", "device", "nproc", "max_restarts", "as_json")
+OWN = ("tensorboard", "dry_run", "out", "recipe", "staged", "device", "nproc", "max_restarts", "as_json")
 """Options that are no settings of a run."""
+INTERRUPTED = "interrupted"
+STOP = "VGGC_STOP"
+"""Names a file; when it is there, training ends after the update."""
 FRONT = ("--nproc", "--max-restarts")
 """Options of the process that starts the others."""
 
@@ -194,9 +201,11 @@ def train(target: str, **options: Any) -> None:
         if options["dry_run"]:
             _plan([each for each, _ in chosen], group, options["as_json"])
             return
-        done = [
-            _run(each, folder, group, options["as_json"]) for each, folder in _stages(settings, out, options["staged"])
-        ]
+        done: list[tuple[Outcome, Path]] = []
+        for each, folder in chosen:
+            done.append(_run(each, folder, group, options))
+            if done[-1][0].reason == INTERRUPTED:
+                break
         if group.first:
             _say(done, options["as_json"])
 
@@ -246,13 +255,14 @@ def _plan(stages: Sequence[Settings], group: Group, as_json: bool) -> None:
         click.echo(line)
 
 
-def _run(settings: Settings, out: Path, group: Group, quiet: bool) -> tuple[Outcome, Path]:
+def _run(settings: Settings, out: Path, group: Group, options: Mapping[str, Any]) -> tuple[Outcome, Path]:
     from repro.training.session import prepare, run
 
+    quiet, board = options["as_json"], options["tensorboard"]
     session = prepare(settings, group)
-    with _watching(quiet or not group.first) as (watch, note), interruptible() as stopped:
-        outcome = run(session, out, watch=watch, note=note, stopped=stopped)
-    if outcome.reason == "interrupted" and group.first and not quiet:
+    with _watching(quiet or not group.first) as (watch, note), interruptible() as pressed:
+        outcome = run(session, out, board=board, watch=watch, note=note, stopped=_told_to_stop(pressed))
+    if outcome.reason == INTERRUPTED and group.first and not quiet:
         click.echo(f"stopped at iteration {outcome.iteration}; the same command goes on from there")
     return outcome, out
 
@@ -304,13 +314,35 @@ def _say(done: Sequence[tuple[Outcome, Path]], as_json: bool) -> None:
 
 
 def _spread(processes: int, restarts: int) -> int:
-    """Run the same command in several processes; lost ones are started again, all from the last snapshot."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*torchrun, f"--max-restarts={restarts}", "-m", "repro", *without(sys.argv[1:], FRONT)]
+    """Run the same command in several processes; lost ones are started again, all from the last snapshot.
+
+    They are in a session of their own, so that Ctrl-C comes here: a file tells them to end after the update.
+    """
     from repro.training.group import FRESH_STORE
 
-    with interruptible():
-        return subprocess.run(command, check=False, env={**os.environ, **dict([FRESH_STORE])}).returncode
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*torchrun, f"--max-restarts={restarts}", "-m", "repro", *without(sys.argv[1:], FRONT)]
+    with tempfile.TemporaryDirectory(prefix="vggc-") as folder, interruptible() as pressed:
+        stop = Path(folder) / "stop"
+        environment = {**os.environ, **dict([FRESH_STORE]), STOP: str(stop)}
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                if pressed():
+                    stop.touch()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            process.terminate()  # nothing but for a second Ctrl-C, and the like
+            process.wait()
+        return process.returncode
+
+
+def _told_to_stop(pressed: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether Ctrl-C was pressed, here or where the processes were started."""
+    stop = os.environ.get(STOP, "")
+    return lambda: pressed() or bool(stop and os.path.exists(stop))
 
 
 def without(words: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from caffe_compat.errors import VggcError
 from caffe_compat.schema import pb
 from caffe_compat.writing import write_failed
 from repro import history
+from repro.board import Board
 from repro.datasets import DataError, ImageSet
 from repro.pipeline import Statistics, statistics
 from repro.pipeline.colour import cached_statistics, fingerprint
@@ -30,7 +31,7 @@ from repro.training.run_folder import HISTORY, LOG, RUN, RunFolder, read_json
 from repro.training.settings import Settings
 from repro.training.trainer import Outcome, Row, Trainer
 
-STATISTICS, LOCK = "statistics.json", ".lock"
+STATISTICS, LOCK, EVENTS = "statistics.json", ".lock", "tensorboard"
 SAMPLED = 20_000
 """Images of the training set that the mean pixel and the colours' directions are computed of, evenly spread over it."""
 Watch = Callable[[Row], None]
@@ -83,6 +84,7 @@ def run(
     session: Session,
     out: Path,
     *,
+    board: bool = False,
     watch: Watch = lambda _row: None,
     note: Callable[[str], None] = lambda _line: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -90,6 +92,7 @@ def run(
     """Train, from the last snapshot in `out` where there is one.
 
     Args:
+        board: write event files for TensorBoard too.
         watch: called after every iteration.
         note: called with what a user should know.
         stopped: asked after every iteration whether to end early.
@@ -105,13 +108,16 @@ def run(
         unreadable = partial(_unreadable, log, note)
         feed = Images(session.train, session.val, settings, session.info.crop, found, group, unreadable)
         told = data_layer(session, found)
-        record = _Record(out / HISTORY if group.first else None, settings.display, watch)
+        record = _Record(out if group.first else None, board, settings.display, watch)
         trainer = Trainer(session.info, settings, feed, group, micro, log=log, watch=record, folder=folder, told=told)
         for line in (*session.info.notes, *trainer.notes):
             log(line)
             note(line)
         record.resume(trainer.resume())
-        return replace(trainer.run(stopped), unreadable=len(feed.unreadable))
+        try:
+            return replace(trainer.run(stopped), unreadable=len(feed.unreadable))
+        finally:
+            record.close()
 
 
 @contextmanager
@@ -188,8 +194,10 @@ def _unreadable(log: Log, note: Callable[[str], None], error: DataError) -> None
 class _Record:
     """Keeps the history: a row with the mean loss since the one before, every `display` iterations and where due."""
 
-    def __init__(self, path: Path | None, display: int, watch: Watch) -> None:
-        self._history = history.History(path) if path else None
+    def __init__(self, out: Path | None, board: bool, display: int, watch: Watch) -> None:
+        self._history = history.History(out / HISTORY) if out else None
+        self._events = out / EVENTS if out and board else None
+        self._board: Board | None = None
         self._display, self._watch = display, watch
         self._losses: list[float] = []
 
@@ -197,14 +205,28 @@ class _Record:
         """Forget what was measured after a snapshot."""
         if self._history:
             self._history.resume(iteration)
+        if self._events:
+            self._board = Board(self._events, iteration)
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
 
     def __call__(self, row: Row) -> None:
         self._losses.append(row.loss)
         if row.iteration % self._display == 0 or row.scores or row.kept:
-            mean, self._losses = sum(self._losses) / len(self._losses), []
-            accuracy, loss = (row.scores.top1, row.scores.loss) if row.scores else (None, None)
-            if self._history:
-                self._history.append(
-                    history.Row(row.iteration, row.epoch, mean, accuracy, loss, row.rate, row.images_per_second)
-                )
+            self._append(row)
         self._watch(row)
+
+    def _append(self, row: Row) -> None:
+        mean, self._losses = sum(self._losses) / len(self._losses), []
+        measured: dict[str, float] = {}
+        if row.scores:
+            scores = row.scores
+            measured = {"accuracy": scores.top1, "top5": scores.top5, "validation_loss": scores.loss}
+        made = history.Row(
+            row.iteration, row.epoch, mean, lr=row.rate, images_per_second=row.images_per_second, **measured
+        )
+        for sink in (self._history, self._board):
+            if sink:
+                sink.append(made)

@@ -91,6 +91,15 @@ def test_as_on_one(processes: int, home: Path, whole: Path, tmp_path: Path) -> N
     same(whole / "tiny_iter_20.caffemodel", tmp_path / "run" / "last.caffemodel")
 
 
+def test_interrupt_stops_all_with_a_snapshot(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start([sys.executable, "-m", "repro", *words(home, out, 10**6, "--snapshot-every", "5", "--nproc", "2")])
+    wait_for(out, "*_iter_5.json", process)
+    os.killpg(process.pid, signal.SIGINT)
+    stopped = re.findall(r"stopped at iteration (\d+); the same command goes on", check(process))
+    assert [(out / f"tiny_iter_{iteration}.json").exists() for iteration in stopped] == [True]
+
+
 def test_a_lost_process_is_replaced(home: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ("--snapshot-every", "20", "--nproc", "2")

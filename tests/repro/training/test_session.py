@@ -248,3 +248,11 @@ def test_settings_that_cannot_be(home: Path) -> None:
     ):
         with pytest.raises(VggcError, match=what):
             sessions.prepare(settings(home, **change), Group())
+
+
+def test_tensorboard_is_told(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="an extra")
+    go(settings(home), tmp_path / "run", board=True)
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    measured = [row for row in rows(tmp_path / "run") if row["accuracy"]]
+    assert all(row["top5"] == "1.0" for row in measured)

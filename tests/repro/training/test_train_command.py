@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from repro import train_command
 from repro.cli import run
 from repro.train_command import _settings, train, without
 from tests.repro.training.tiny import write_images, write_net
@@ -99,6 +100,15 @@ def test_help_has_both() -> None:
     assert "--init-from" in text
     assert "Options for a solver" in text
     assert "--snapshot" in text
+
+
+def test_an_interrupted_stage_is_not_followed_by_the_next(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "_told_to_stop", lambda _pressed: lambda: True)
+    assert run(words(home, tmp_path / "run", "--staged")) == 0
+    assert "stopped at iteration 1; the same command goes on" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["256"]
 
 
 def test_front_options_go() -> None:
