@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Rule = Callable[[pb.FillerParameter, "Shape", np.random.Generator], Array]
 
+DCT_SIZES = range(2, 9)
+"""Of the kernels that the fork for steganalysis keeps in files."""
 FIELDS_2013 = {"type", "value", "min", "max", "mean", "std"}
 TYPES_2013 = {"constant", "uniform", "gaussian", "positive_unitball", "xavier"}
 
@@ -108,10 +110,16 @@ def _check_bilinear(_filler: pb.FillerParameter, shape: Sequence[int]) -> str:
     return "" if square else f"bilinear filler needs 4 axes and a square kernel, got {tuple(shape)}"
 
 
+def _check_dct(filler: pb.FillerParameter, shape: Sequence[int]) -> str:
+    wanted = int(filler.type.removeprefix("dct")) ** 4
+    return "" if prod(shape) == wanted else f"{filler.type} fills {wanted} values, got a blob of shape {tuple(shape)}"
+
+
 CHECKS: dict[str, Callable[[pb.FillerParameter, Sequence[int]], str]] = {
     "uniform": _check_uniform,
     "gaussian": _check_gaussian,
     "bilinear": _check_bilinear,
+    **dict.fromkeys((f"dct{size}" for size in DCT_SIZES), _check_dct),
 }
 
 # -- distributions ---------------------------------------------------------------------------------------------
@@ -197,6 +205,17 @@ def _bilinear(_filler: pb.FillerParameter, shape: Shape, _generator: np.random.G
     return values
 
 
+def _dct(filler: pb.FillerParameter, shape: Shape, _generator: np.random.Generator) -> Array:
+    """The waves of a discrete cosine transform, by rising frequency, of those alike the one that waves down first."""
+    size = int(filler.type.removeprefix("dct"))
+    at = np.arange(size)
+    waves = np.cos((2 * at[:, None] + 1) * at * np.pi / (2 * size)) * np.sqrt(2 / size)
+    waves[:, 0] /= np.sqrt(2)
+    order = sorted(np.ndindex(size, size), key=lambda pair: (sum(pair), -pair[0]))
+    values = np.array([np.outer(waves[:, down], waves[:, across]) for down, across in order], np.float32)
+    return values.reshape(shape)
+
+
 FILLERS: dict[str, Rule] = {
     "constant": _constant,
     "uniform": _between,
@@ -206,8 +225,12 @@ FILLERS: dict[str, Rule] = {
     "msra": _msra,
     "bilinear": _bilinear,
     "gaussian_unitball": _gaussian_unitball,
+    **dict.fromkeys((f"dct{size}" for size in DCT_SIZES), _dct),
 }
 """Filler type -> distribution."""
 
-OF_FORKS = {"gaussian_unitball": ("caffe-windows",)}
+OF_FORKS = {
+    "gaussian_unitball": ("caffe-windows",),
+    **dict.fromkeys((f"dct{size}" for size in DCT_SIZES), ("steganalysis",)),
+}
 """Filler type that BVLC Caffe does not have -> the dialects that have it."""

@@ -359,12 +359,14 @@ def _decide(evidence: Sequence[_Evidence]) -> Guess:
 def _rank(name: str, evidence: Iterable[_Evidence]) -> tuple[int, int, int]:
     """Layers that the dialect has, those of them with just its number of blobs, and those that can be built.
 
-    Of a layer that other dialects can build it is not enough to have it.
+    Where it gathers the layers of others it is not enough to have one that these can build.
     """
     have = exact = known = 0
+    gathers = dialects()[name].minor
     for item in evidence:
         built = _class(item.type, name) is not None
-        have += name in item.forks and (built or not any(_class(item.type, other) for other in item.forks))
+        missed = gathers and not built and any(_class(item.type, other) for other in item.forks)
+        have += name in item.forks and not missed
         exact += name in item.exact
         known += built
     return have, exact, known

@@ -57,12 +57,13 @@ class AnnotatedData(ImageSource):
     the middle, in TRAIN anywhere), means, scale, and in TRAIN or TEST `mirror` at random. Boxes follow: those outside
     the crop, or that fail emit_constraint, are left out, the others clipped. The batch has the size of its first image.
     Batch samplers, distort_param, expand_param and noise_param are refused when the layer runs.
-    Without its database the layer takes H and W from crop and resize_param, C from the means.
-    Source: annotated_data_layer.cpp, data_transformer.cpp of weiliu89/caffe, branch ssd.
+    Without its database the layer takes H and W from crop and resize_param, C from the means. In yolo9000, which has
+    an earlier version, boxes do not follow a resizing that keeps proportions; such a resize_mode is refused there.
+    Source: annotated_data_layer.cpp, data_transformer.cpp of weiliu89/caffe, branch ssd, and choasup/caffe-yolo9000.
     """
 
     TYPE = "AnnotatedData"
-    DIALECTS = ("ssd",)
+    DIALECTS = ("ssd", "yolo9000")
     PARAM = "data_param"
     FORK_FIELDS = tuple(
         f"transform_param.{name}" for name in ("resize_param", "emit_constraint", "crop_h", "crop_w", *RANDOM)
@@ -97,6 +98,9 @@ class AnnotatedData(ImageSource):
         resize, field = self.transform.resize_param, "transform_param.resize_param"
         what = f"resize_param has height {resize.height} and width {resize.width}"
         self.check(min(resize.height, resize.width) > 0, what, field=field, remedy="state both, > 0")
+        what = f"resize_mode {pb.ResizeParameter.Resize_mode.Name(resize.resize_mode)}, which boxes do not follow"
+        follows = resize.resize_mode == pb.ResizeParameter.WARP or self.context.dialect != "yolo9000"
+        self.check(follows, what, field=f"{field}.resize_mode", remedy="use WARP")
         what = "FIT_SMALL_SIZE gives images of different sizes"
         fine = resize.resize_mode != pb.ResizeParameter.FIT_SMALL_SIZE or self.p.batch_size == 1
         self.check(fine, what, field=f"{field}.resize_mode", remedy="use batch_size 1")

@@ -65,6 +65,7 @@ class BN(BNLayer):
     def setup(self, bottoms: Sequence[Shape]) -> None:
         super().setup(bottoms)
         self.frozen, self.momentum, self.eps = self.p.frozen, self.p.momentum, self.p.eps
+        self.moves = self.phase == "TRAIN" and not self.frozen
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [(1, self.channels) if self.context.dialect == "yjxiong" else (1, self.channels, 1, 1)] * 4
@@ -91,7 +92,7 @@ class BN(BNLayer):
         x = bottoms[0]
         mean, variance = (blob.detach().view(-1) for blob in blobs[2:])
         slope, bias = ((blob.detach() if self.frozen else blob).view(-1) for blob in blobs[:2])
-        if self.phase == "TRAIN" and not self.frozen:
+        if self.moves:
             return [self._batch(x, slope, bias, [mean, variance])]
         if self.frozen or not torch.is_grad_enabled():
             return [torch.nn.functional.batch_norm(x, mean, variance, slope, bias, eps=self.eps)]
@@ -109,16 +110,68 @@ class BN(BNLayer):
         else:  # one value per channel, which torch refuses
             y = (x - x) * slope.view(1, -1, *[1] * (x.dim() - 2)) + bias.view(1, -1, *[1] * (x.dim() - 2))
             mean.copy_(x.detach().view(-1))
-        for blob, value in zip(statistics, (mean, variance * ((count - 1) / count)), strict=True):
+        for blob, value in zip(statistics, (mean, variance * self.share(count)), strict=True):
             blob.mul_(self.momentum).add_(value, alpha=1 - self.momentum)
         return y
 
+    def share(self, count: int) -> float:
+        """What the blob takes of a variance that is divided by count - 1."""
+        return (count - 1) / count
+
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
-        if self.phase == "TRAIN" and not self.frozen:
+        if self.moves:
             self.write_batch(g, bottoms[0], self.eps, blobs, tops)
             return
         flat = [reshape(g, blob, [-1])[0] for blob in blobs]
         g.op("BatchNormalization", [bottoms[0], *flat], tops, epsilon=self.eps)
+
+
+@register
+class CuDNNBatchNorm(BN):
+    """BN with fillers for scale and bias (cudnn_batch_norm_layer.cpp, cudnn_batch_norm_layer.cu of hujie-frank/GENet).
+
+    Blobs, (1, C, 1, 1): scale, bias, mean, variance. As in cuDNN eps is at least 1e-5, and the variance that moves the
+    blob is divided by count - 1.
+    """
+
+    TYPE = "CuDNNBatchNorm"
+    DIALECTS = ("genet",)  # type: ignore[assignment]
+    PARAM = "cudnn_batch_norm_param"
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        self.eps = max(self.eps, 1e-5)
+
+    def fillers(self) -> list[pb.FillerParameter]:
+        mean, variance = pb.FillerParameter(), pb.FillerParameter(value=1 if self.frozen else 0)
+        return [self.p.scale_filler, self.p.bias_filler, mean, variance]
+
+    def share(self, count: int) -> float:
+        return 1.0
+
+
+@register
+class BNConv(BN):
+    """BN in place (bn_conv_layer.cpp, bn_conv_layer.cu of GuanshuoXu/caffe_deep_learning_for_steganalysis).
+
+    Blobs, (1, C, 1, 1): scale 1, shift 0, mean, variance; each forward pass in phase TRAIN updates the latter two:
+    blob <- (1 - decay) blob + decay batch, and eps is 1e-10. With `fix` they are used in phase TRAIN as well.
+    """
+
+    TYPE = "BNConv"
+    DIALECTS = ("steganalysis",)  # type: ignore[assignment]
+    PARAM = "bn_conv_param"
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        BNLayer.setup(self, bottoms)
+        self.frozen, self.momentum, self.eps = False, 1 - self.p.decay, 1e-10
+        self.moves = self.phase == "TRAIN" and not self.p.fix
+
+    def fillers(self) -> list[pb.FillerParameter]:
+        return [pb.FillerParameter(value=1), *(pb.FillerParameter() for _ in range(3))]
+
+    def param_specs(self, given: Sequence[pb.ParamSpec], blobs: int) -> list[pb.ParamSpec]:
+        return Layer.param_specs(self, given, blobs)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_compat.layers.base import Shape, register
+from caffe_compat.layers.base import Layer, Shape, register
 from caffe_compat.layers.boxes import Floats, Indices, to_array
 from caffe_compat.layers.loss import LossLayer
 from caffe_compat.layers.straight_through import straight_through
@@ -18,6 +18,8 @@ from caffe_compat.layers.yolo_detection_output import centred_overlaps, sigmoid
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROW = 8
+"""Values of a true box of SSD."""
 MOST, VALUES = 300, 5
 """True boxes of an image, and the values of each: class, x, y, width, height."""
 LEAST_BIASES = 10
@@ -47,6 +49,8 @@ class RegionLoss(LossLayer):
     TYPE = "RegionLoss"
     DIALECTS = ("mobilenet-yolo",)
     PARAM = "region_loss_param"
+    MEAN = True
+    """The loss is divided by N, as its gradient is."""
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         given, needed = list(self.p.biases), 2 * self.p.num
@@ -78,13 +82,21 @@ class RegionLoss(LossLayer):
 
         self.reshape(bottoms)
         x = bottoms[0]
-        labels = to_array(bottoms[1]).ravel()[: len(x) * MOST * VALUES].reshape(len(x), MOST, VALUES)
+        labels = self._labels(to_array(bottoms[1]), len(x))
         with np.errstate(all="ignore"):
             errors = torch.from_numpy(self._errors(to_array(x), labels)).to(x).view(x.shape)
-        value = errors.square().sum() / len(x)
+        value = errors.square().sum() / (len(x) if self.MEAN else 1)
         return [straight_through()((x * errors).sum() / len(x), value)]
 
-    def _errors(self, x: Floats, labels: Floats) -> Floats:
+    def _labels(self, values: Floats, images: int) -> Sequence[Floats]:
+        """The true boxes of each image in rows (class, x, y, width, height)."""
+        return list(values.ravel()[: images * MOST * VALUES].reshape(images, MOST, VALUES))
+
+    def _counted(self, rows: Floats, column: int) -> Floats:
+        """The rows up to the first with a 0 in that column."""
+        return rows[: _until_zero(rows[:, column])]
+
+    def _errors(self, x: Floats, labels: Sequence[Floats]) -> Floats:
         """e, (N, num, values of a box, S * S)."""
         side = x.shape[3]
         values = x.reshape(len(x), self.p.num, self.each, side * side).copy()
@@ -97,10 +109,10 @@ class RegionLoss(LossLayer):
         sure = values[:, :, OBJECT]
         errors[:, :, OBJECT] = np.float32(self.p.noobject_scale) * sure * ((1 - sure) * sure)
         for image, rows in enumerate(labels):
-            near = self._near(boxes[image], rows[: _until_zero(rows[:, 1]), 1:])
+            near = self._near(boxes[image], self._counted(rows, 1)[:, 1:])
             errors[image, :, OBJECT][near] = 0
         for image, rows in enumerate(labels):
-            self._train(errors, values, boxes, image, rows[: _until_zero(rows[:, 3])])
+            self._train(errors, values, boxes, image, self._counted(rows, 3))
         return errors
 
     def _boxes(self, values: Floats, side: int) -> Floats:
@@ -167,6 +179,71 @@ class RegionLoss(LossLayer):
         wanted = np.trunc(classes)[:, None] == np.arange(self.p.num_class)
         result: Floats = np.float32(self.p.class_scale) * (own[:, CLASSES : CLASSES + self.p.num_class] - wanted)
         return result
+
+
+@register
+class RegionLossYolo9000(RegionLoss):
+    """loss = sum of e^2, with the gradient e / N, as choasup/caffe-yolo9000 has it.
+
+    Bottom 1 holds true boxes as SSD's AnnotatedData gives them, (1, 1, G, 8): item (-1: none), label from 1 on,
+    instance, xmin, ymin, xmax, ymax, difficult; the images have `side` cells in both directions. As in RegionLoss, but
+    for a true box the differences of the place count as -1 to 1 at most, and the object value has
+    -2 object_scale (1 - s(o))^3 s(o) (1 - s(o)). softmax_tree and class_map are not followed.
+    Source: region_loss_layer.cpp.
+    """
+
+    DIALECTS = ("yolo9000",)  # type: ignore[assignment]
+    MEAN = False
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        for name in ("softmax_tree", "class_map"):
+            field = f"region_loss_param.{name}"
+            self.check(not getattr(self.p, name), f"{name} is not followed", field=field, remedy="remove it")
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        shape, labels = bottoms
+        wanted = (self.p.num * self.each, self.p.side, self.p.side)
+        what = f"the predictions have shape {shape}; {('N', *wanted)} is needed".replace("'", "")
+        fine = len(shape) == 4 and shape[1:] == wanted
+        remedy = "match num, num_class and side with the layer before"
+        self.check(fine, what, field="bottom[0]", remedy=remedy)
+        what = f"the true boxes have shape {labels}"
+        fine = len(labels) == 4 and labels[3] == ROW
+        self.check(fine, what, field="bottom[1]", remedy=f"feed (1, 1, G, {ROW})")
+        return [()]
+
+    def _labels(self, values: Floats, images: int) -> Sequence[Floats]:
+        rows = annotated(self, values, images)
+        rows[:, 1] -= 1
+        return [rows[rows[:, 0] == image, 1:] for image in range(images)]
+
+    def _counted(self, rows: Floats, column: int) -> Floats:
+        return rows
+
+    def _place_errors(
+        self, own: Floats, truth: Floats, cell: Indices, anchors: Floats, side: int
+    ) -> tuple[Floats, Floats]:
+        cells = np.float32(side)
+        centre = sigmoid(own[:, :2])
+        inside = truth[:, :2] * cells - cell.astype(np.float32)
+        wanted = np.log(truth[:, 2:] * cells / anchors)
+        shift = (centre - inside).clip(-1, 1) * centre * (1 - centre)
+        place = np.float32(self.p.coord_scale) * np.concatenate([shift, (own[:, 2:4] - wanted).clip(-1, 1)], 1)
+        sure = own[:, OBJECT]
+        return place, np.float32(-2 * self.p.object_scale) * (1 - sure) ** 3 * (sure * (1 - sure))
+
+
+def annotated(layer: Layer, values: Floats, images: int) -> Floats:
+    """SSD's true boxes, of any item but -1, in rows (item, label, x, y, width, height) around x, y."""
+    rows = values.reshape(-1, ROW)
+    rows = rows[rows[:, 0].astype(int) != -1]
+    what = f"true boxes of item {rows[:, 0].max(initial=0):g} for {images} images"
+    fine = bool(((rows[:, 0] >= 0) & (rows[:, 0] < images)).all())
+    layer.check(fine, what, field="bottom[1]", remedy="correct the items")
+    low, high = rows[:, 3:5], rows[:, 5:7]
+    found: Floats = np.concatenate([rows[:, :2], (low + high) / 2, high - low], 1)
+    return found
 
 
 def _until_zero(values: Floats) -> int:

@@ -45,3 +45,17 @@ class ReLU(Layer):
             g.op("LeakyRelu", bottoms, tops, alpha=self.slope)
         else:
             g.op("Relu", bottoms, tops)
+
+
+@register
+class ReLURecover(ReLU):
+    """ReLU that brings its bottom back for the layer before (GuanshuoXu/caffe_deep_learning_for_steganalysis).
+
+    There BNConv works in place and reads its own top again. Source: relu_recover_layer.cu.
+    """
+
+    TYPE = "ReLURecover"
+    V1 = ()  # type: ignore[assignment]
+    V0 = ()  # type: ignore[assignment]
+    PROFILES = ("bvlc",)  # type: ignore[assignment]
+    DIALECTS = ("steganalysis",)

@@ -128,8 +128,8 @@ def cascade_shape(layer: pb.LayerParameter, position: int, side: int) -> Shape:
 
 
 def stated_channels(net: pb.NetParameter) -> Sequence[int]:
-    """Channels of videos: those of each frame of each segment."""
-    found = []
+    """Channels of videos: those of each frame of each segment; of JPEG's frequencies."""
+    found = [64] if any(layer.type == "BdctToSpatial" for layer in net.layer) else []
     for layer in net.layer:
         video = layer.video_data_param
         if layer.type == "VideoData" and video.HasField("num_segments"):

@@ -139,3 +139,28 @@ def test_axes_and_channels(dialect: str, most: int) -> None:
     it = bn((2, 3, 4, 4), dialect=dialect)
     with pytest.raises(LayerError, match="a bottom with 4 channels; the net was built for 3"):
         it.layer.top_shapes([(2, 4, 4, 4)])
+
+
+def cudnn(shape: tuple[int, ...], fields: str = "", phase: str = "TEST") -> Lone:
+    return lone(f'type: "CuDNNBatchNorm" cudnn_batch_norm_param {{ momentum: 0.9 {fields} }}', shape, phase=phase)
+
+
+def test_statistics_of_cudnn() -> None:
+    x, scale, bias, mean, variance = arrays((3, 2, 4, 5), *[(1, 2, 1, 1)] * 4)
+    variance = abs(variance)
+    wanted = (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    for phase, fields in (("TEST", ""), ("TRAIN", "frozen: true")):
+        found = forward(cudnn(x.shape, fields, phase), [x], [scale, bias, mean, variance])
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-6)
+    blobs = [torch.from_numpy(value.copy()) for value in (scale, bias, mean, variance)]
+    cudnn(x.shape, "eps: 0", "TRAIN").layer.forward([torch.from_numpy(x)], blobs)
+    axes = (0, 2, 3)
+    np.testing.assert_allclose(blobs[2].ravel(), 0.9 * mean.ravel() + 0.1 * x.mean(axes))
+    np.testing.assert_allclose(blobs[3].ravel(), 0.9 * variance.ravel() + 0.1 * x.var(axes, ddof=1))
+
+
+def test_fillers_of_cudnn() -> None:
+    it = cudnn((3, 2), "frozen: true scale_filler { value: 2 } bias_filler { value: 3 }")
+    assert [filler.value for filler in it.layer.fillers()] == [2, 3, 0, 1]
+    assert [spec.lr_mult for spec in it.node.specs] == [0] * 4
+    assert [spec.lr_mult for spec in cudnn((3, 2)).node.specs] == [1, 1, 0, 0]
