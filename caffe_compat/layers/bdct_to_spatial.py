@@ -29,7 +29,8 @@ def decoder(quality: int) -> NDArray[np.float64]:
     at = np.arange(BLOCK)
     waves = np.cos((2 * at[:, None] + 1) * at * np.pi / (2 * BLOCK)) / 2  # (pixel, frequency)
     waves[:, 0] /= np.sqrt(2)
-    return np.kron(waves, waves) * np.array(QUANTA[quality].split(), float)
+    kernel: NDArray[np.float64] = np.kron(waves, waves) * np.array(QUANTA[quality].split(), float)
+    return kernel
 
 
 @register

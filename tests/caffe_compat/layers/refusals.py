@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 
 from caffe_compat.errors import LayerError, Where
+from caffe_compat.guessing import guess_net
 from caffe_compat.layers.base import Context, Shape, find_layer
 from caffe_compat.schema import pb
 
@@ -24,7 +25,7 @@ def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc", dia
     """
     outs = " ".join(f'top: "out{index}"' for index in range(tops))
     param = text_format.Parse(f'name: "it" {text} {outs}', pb.LayerParameter())
-    context = Context(profile=profile, dialect=dialect)
+    context = Context(profile=profile, dialect=dialect or guessed(param, len(shapes)))
     layer = find_layer(param.type, context)(param, context, lambda field: Where(source=field))
     with pytest.raises(LayerError) as caught:
         layer.setup(list(shapes))
@@ -32,6 +33,14 @@ def refusal(text: str, *shapes: Shape, tops: int = 1, profile: str = "bvlc", dia
     field = caught.value.where.source
     assert _exists(field), f"the schema has no {field}"
     return caught.value.what, field
+
+
+def guessed(param: pb.LayerParameter, bottoms: int) -> str:
+    """The fork that a net of the layer alone is taken for."""
+    copy = pb.LayerParameter(bottom=[f"in{index}" for index in range(bottoms)])
+    copy.MergeFrom(param)
+    guess = guess_net(pb.NetParameter(layer=[copy]))
+    return "" if guess.rivals else guess.dialect
 
 
 def _exists(path: str) -> bool:
