@@ -250,7 +250,8 @@ class _Parser(Untyped):
         start, path = self.start, prefix + field.name
         self.advance()
         if not self.accept(":") and not field.is_message:
-            raise self.error(f'expected ":" after "{field.name}", got {self.got()}')
+            what = f'expected ":" after "{field.name}", got {self.got()}'
+            raise self.error(what, remedy=f'write "{field.name}: ..."')
         if field.repeated:
             values = getattr(message, field.name)
             if self.accept("["):
@@ -342,7 +343,7 @@ class _Parser(Untyped):
             return self.error(f'"{field.name}" takes one value, got a list', remedy=f"give {wanted}")
         if self.kind in ("symbol", "end"):
             return self.error(f'expected a value for "{field.name}", got {self.got()}', remedy=f"give {wanted}")
-        return self.error(f'expected {wanted} for "{field.name}", got {self.got()}', remedy=remedy)
+        return self.error(f'expected {wanted} for "{field.name}", got {self.got()}', remedy=remedy or f"give {wanted}")
 
     def octal_remedy(self) -> str:
         octal = re.match("0[0-9]", self.token)

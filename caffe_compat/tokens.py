@@ -175,7 +175,8 @@ class Tokens:
         if self.token in ('"', "'"):
             return self.error("the string has no closing quote on its line", remedy=f"close it with {self.token}")
         shown = f'"{self.token}"' if self.token.isprintable() else f"character U+{ord(self.token):04X}"
-        return self.error(f"unexpected {shown}", remedy=_REMEDIES.get(self.token, ""))
+        remedy = _REMEDIES.get(self.token, "remove it, or put the value in quotes")
+        return self.error(f"unexpected {shown}", remedy=remedy)
 
 
 def printable(text: str, limit: int = 60) -> str:

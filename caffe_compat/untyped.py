@@ -20,6 +20,8 @@ EXTENSION = re.compile(r"\[\s*[A-Za-z_][\w./-]*\s*\]", re.ASCII)
 INFINITE = {"inf": float("inf"), "infinity": float("inf"), "nan": float("nan")}
 CLOSING = {"{": "}", "<": ">"}
 
+_STRAY = "remove it, or complete the field before it"
+
 
 class Node(NamedTuple):
     """A field that no schema describes: its value as text, or its fields."""
@@ -106,7 +108,8 @@ class Untyped(Tokens):
         token = self.token
         allowed = token.lower() in INFINITE if sign else True
         if not (INTEGER.fullmatch(token) or REAL.fullmatch(token) or (self.kind == "name" and allowed)):
-            raise self.error(f'expected a value for "{printable(name)}", got {self.got()}')
+            what = f'expected a value for "{printable(name)}", got {self.got()}'
+            raise self.error(what, remedy=f'write "{printable(name)}: ..."')
         self.advance()
         return sign + token
 
@@ -115,8 +118,9 @@ class Untyped(Tokens):
         close = CLOSING.get(self.token, "")
         if not close:
             what = f'expected "{{" after "{printable(name)}", got {self.got()}'
-            remedy = "" if message is not None else f'write "{printable(name)}: value" or "{printable(name)} {{ ... }}"'
-            raise self.error(what, remedy=remedy)
+            shown = printable(name)
+            value = f'"{shown}: value" or ' if message is None else ""
+            raise self.error(what, remedy=f'write {value}"{shown} {{ ... }}"')
         if len(self.open) == MAX_DEPTH:
             raise self.error(f"messages are nested more than {MAX_DEPTH} deep", remedy="check the brackets")
         self.open.append(Open(name, start, close, message))
@@ -133,16 +137,18 @@ class Untyped(Tokens):
 
     def end_list(self, name: str) -> None:
         if not self.accept("]"):
-            raise self.error(f'expected "," or "]" in the list of "{name}", got {self.got()}')
+            what = f'expected "," or "]" in the list of "{name}", got {self.got()}'
+            raise self.error(what, remedy='end the list with "]"')
 
     def no_field(self) -> TextError:
         """Something stands where a field or the end of the message should."""
         inside = self.open[-1] if self.open else None
         if inside is None:
-            remedy = "remove it, or a closing bracket too many before it" if self.token in ("}", ">") else ""
+            remedy = "remove it, or a closing bracket too many before it" if self.token in ("}", ">") else _STRAY
             return self.error(f"expected a field name, got {self.got()}", remedy=remedy)
         begun = self.lines.where(inside.start)
-        remedy = "" if self.token else f'"{printable(inside.name)}" at {begun.line}:{begun.column} is not closed'
+        unclosed = f'"{printable(inside.name)}" at {begun.line}:{begun.column} is not closed'
+        remedy = _STRAY if self.token else unclosed
         return self.error(f'expected a field name or "{inside.close}", got {self.got()}', remedy=remedy)
 
 

@@ -317,5 +317,5 @@ def test_filled_parameters() -> None:
     text = 'type: "Parameter" parameter_param { shape { dim: 2 } blob_filler { type: "strange" } }'
     assert refusal(text) == ('unknown filler "strange"', "parameter_param.blob_filler")
     text = 'type: "Parameter" parameter_param { shape { dim: 2 } blob_filler { type: "gaussian_unitball" } }'
-    assert refusal(text)[0] == 'unknown filler "gaussian_unitball"'
+    assert refusal(text, dialect="ssd")[0] == 'unknown filler "gaussian_unitball"'
     assert lone(text, dialect="caffe-windows").layer.fillers()[0].type == "gaussian_unitball"
