@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ Shape = tuple[int, ...]
 
 
 CONTRACTING = ("Softmax", "Sigmoid", "TanH")
+SHAPING = ("Flatten", "Permute", "Reshape", "Split")
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,23 @@ def model_side(name: str, model: Model) -> Side:
         run,
         {blob: ", ".join(names) for blob, names in makers.items()},
         model.preprocessing,
-        contracts=dict(_contracting(graph)),
+        contracts=_contracting(graph),
         caffe=True,
         exchanged=model.exchanged,
     )
 
 
-def _contracting(graph: Graph) -> Iterator[tuple[str, str]]:
-    """Final blobs of layers with a slope of at most 1 everywhere, and their bottoms."""
+def _contracting(graph: Graph) -> dict[str, str]:
+    """Final blobs of layers with a slope of at most 1 everywhere, and of those that reshape them -> the bottoms."""
+    found: dict[str, str] = {}
     for node in graph.nodes:
         if node.layer.TYPE in CONTRACTING:
             top, bottom = node.tops[0], node.bottoms[0]
             if top.blob != bottom.blob and graph.last(top.blob) == top and graph.last(bottom.blob) == bottom:
-                yield top.blob, bottom.blob
+                found[top.blob] = bottom.blob
+        elif node.layer.TYPE in SHAPING and node.bottoms[0].blob in found:
+            found |= {top.blob: found[node.bottoms[0].blob] for top in node.tops}
+    return found
 
 
 def _onnx(path: Path) -> Side:

@@ -157,6 +157,7 @@ class Options:
         seed: of the random values.
         tolerance: relative to a blob's largest magnitude.
         run: run both sides; without, only weights are compared.
+        opencv: the first side is a Caffe net that OpenCV 4 reads and runs.
     """
 
     net_a: Path | None = None
@@ -166,6 +167,7 @@ class Options:
     seed: int = 0
     tolerance: float = TOLERANCE
     run: bool = True
+    opencv: bool = False
 
 
 def verify(a: Path, b: Path, options: Options | None = None) -> Comparison:
@@ -177,9 +179,18 @@ def verify(a: Path, b: Path, options: Options | None = None) -> Comparison:
         VggcError: a side cannot be read or run, or nothing can be compared.
     """
     options = options or Options()
-    first, note_a = _open(a, options.net_a, b, options.net_b, options.state)
+    first, note_a = _by_opencv(a, options) or _open(a, options.net_a, b, options.net_b, options.state)
     second, note_b = _open(b, options.net_b, a, options.net_a, options.state)
     return compare(first, second, options, (*note_a, *note_b))
+
+
+def _by_opencv(path: Path, options: Options) -> tuple[Side, tuple[str, ...]] | None:
+    """The first side, when OpenCV is to run it."""
+    if not options.opencv:
+        return None
+    from converters.opencv_side import opencv_side
+
+    return opencv_side(path, options.net_a, options.state), ()
 
 
 def _open(

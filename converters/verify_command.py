@@ -35,6 +35,7 @@ PATH = click.Path(path_type=Path)
     help="Largest difference allowed, relative to a blob's largest magnitude.",
 )
 @click.option("--weights-only", is_flag=True, help="Compare the weights and run nothing.")
+@click.option("--opencv", is_flag=True, help="Let OpenCV 4's own importer read and run A, a .caffemodel.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @dialect_option
 @click.option("--html", "page", type=PATH, help="Write the report as one HTML file.")
@@ -50,6 +51,7 @@ def verify(
     shapes: dict[str, tuple[int, ...]],
     tolerance: float,
     weights_only: bool,
+    opencv: bool,
     profile: str,
     dialect: str,
     page: Path | None,
@@ -69,7 +71,7 @@ def verify(
     if page is not None:
         check_page(page, force)
     state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
-    options = Options(net_a, net_b, state, values, seed, tolerance, not weights_only)
+    options = Options(net_a, net_b, state, values, seed, tolerance, not weights_only, opencv)
     found = run_verify(a, b, options)
     if page is not None:
         write_page(page, found)

@@ -25,6 +25,7 @@ from caffe_compat.writing import new_file
 from converters.onnx_running import run_onnx
 from repro.cli import run
 from repro.datasets import open_images
+from repro.detector import write_detector
 from repro.pipeline import Centre
 from repro.pipeline.augment import batch
 from repro.training.run_folder import BEST
@@ -63,6 +64,7 @@ class Row(NamedTuple):
 def main(folder: Path = FOLDER, options: Sequence[str] = ()) -> int:
     """Train, convert, upgrade, compare, draw; returns the exit code. `options` are more ones for training."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_detector(folder)
     runs, model, old = folder / "run", folder / "digits.caffemodel", folder / "digits_2014.caffemodel"
     shutil.rmtree(runs, ignore_errors=True)
     console = Console()

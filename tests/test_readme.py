@@ -14,6 +14,7 @@ import pytest
 
 from caffe_compat.support import markdown
 from repro.demo import write_model
+from repro.detector import write_detector
 from tests.caffe_compat.data.folders import images, png
 from tests.shared import ROOT
 
@@ -30,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme")
     (path / "demo").mkdir()
     write_model(path / "demo" / "digits.caffemodel")
+    write_detector(path / "demo")
     for index, picture in enumerate(images(4, 3, 40, 30)):
         (path / "photos" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
         (path / "photos" / "ab"[index % 2] / f"{index}.png").write_bytes(png(picture))

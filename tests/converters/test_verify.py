@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from caffe_compat.errors import VggcError
 from caffe_compat.loading import State
 from caffe_compat.schema import pb
+from converters.convert import Options as ConvertOptions
 from converters.convert import convert
 from converters.input_values import random_inputs, read_inputs
 from converters.sides import Side, open_side
@@ -23,6 +25,8 @@ from converters.verify import TOLERANCE, Options, compare, difference, verify
 from converters.verify_report import as_dict, bar, page, verdict
 from repro.cli import run
 from repro.demo import write_model
+from repro.detector import write_detector
+from tests import models
 
 Array = NDArray[np.float32]
 
@@ -475,3 +479,38 @@ def test_open_side_names_what_is_wrong(tmp_path: Path) -> None:
             open_side(tmp_path / name)
     with pytest.raises(VggcError, match="no such Python source"):
         open_side(tmp_path / "d.py")
+
+
+# -- OpenCV ----------------------------------------------------------------------------------------------------
+
+
+def test_opencv_runs_a_caffe_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A detector, whose rows OpenCV has in another order, with its own prototxt and with the net that it carries."""
+    net, weights, image = write_detector(tmp_path)
+    convert(weights, [tmp_path / "face.onnx"], ConvertOptions(net=net))
+    for lent in (net, None):
+        options = Options(net_a=lent, input=image, tolerance=1e-4, opencv=True)
+        found = verify(weights, tmp_path / "face.onnx", options)
+        assert found.agrees, found.first
+        assert found.engines[0].startswith("OpenCV 4")
+        assert {"conv1", "conv4_mbox_priorbox", "detection_out"} <= {row.name for row in found.blobs}
+    command = ["verify", str(weights), str(tmp_path / "face.onnx"), "--opencv", "--net-a", str(net)]
+    assert run([*command, "--input", str(image), "--tolerance", "1e-4"]) == 0
+    assert "run by OpenCV 4" in capsys.readouterr().out
+
+
+def test_opencv_says_what_it_does_not_know(tmp_path: Path) -> None:
+    source = tmp_path / "m.caffemodel"
+    models.write(source, "normalised")
+    with pytest.raises(VggcError, match="OpenCV refuses it"):
+        verify(source, source, Options(opencv=True))
+    convert(source, [tmp_path / "m.onnx"])
+    with pytest.raises(VggcError, match=r"reads \.caffemodel files"):
+        verify(tmp_path / "m.onnx", source, Options(opencv=True))
+
+
+def test_opencv_without_the_importer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.write(tmp_path / "m.caffemodel")
+    monkeypatch.delattr(cv2.dnn, "readNetFromCaffe")
+    with pytest.raises(VggcError, match="does not read Caffe's nets any more"):
+        verify(tmp_path / "m.caffemodel", tmp_path / "m.caffemodel", Options(opencv=True))
