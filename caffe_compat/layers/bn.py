@@ -202,8 +202,8 @@ def _as_of_batch() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 class BNSegnet(BNLayer):
     """LEARN: y = scale (x - mean) / sqrt(variance + 1e-9) + shift; INFERENCE: y = scale x + shift.
 
-    Mean and variance, E[x^2] - E[x]^2, are the batch's in both phases; further tops (1, C, 1, 1) hold them, without
-    gradient, and are 0 with bn_mode INFERENCE. Blobs: scale and shift, (1, C, 1, 1), one more 1 for five axes.
+    Mean and variance, E[x^2] - E[x]^2, are the batch's in both phases; further tops (1, C, 1, 1), which INFERENCE does
+    not have, hold them without gradient. Blobs: scale and shift, (1, C, 1, 1), one more 1 for five axes.
     Source: bn_layer.cpp of alexgkendall/caffe-segnet; five axes: superxuang/caffe_3d_faster_rcnn.
     """
 
@@ -212,6 +212,13 @@ class BNSegnet(BNLayer):
     BLOBS = ("weight", "bias")
     AXES = 5
     EPS = 1e-9
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        self.learns = self.p.bn_mode == pb.BNParameter.LEARN
+        fine = self.learns or self.tops == 1
+        what = f"{self.tops} tops; with bn_mode INFERENCE there are no statistics"
+        self.check(fine, what, field="top[1]", remedy="remove all tops but the first, or state bn_mode: LEARN")
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [self._statistics_shape(bottoms)] * 2
@@ -231,8 +238,8 @@ class BNSegnet(BNLayer):
         shapes = self.reshape(bottoms)
         x = bottoms[0].reshape(shapes[0])
         scale, shift = blobs
-        if self.p.bn_mode == pb.BNParameter.INFERENCE:
-            return [x * scale + shift, *(x.new_zeros(shape) for shape in shapes[1:])]
+        if not self.learns:
+            return [x * scale + shift]
         axes = [axis for axis in range(x.dim()) if axis != 1]
         mean = x.mean(axes, keepdim=True)
         variance = (x * x).mean(axes, keepdim=True) - mean * mean
@@ -242,10 +249,9 @@ class BNSegnet(BNLayer):
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         rank = len(self.top_shapes_built[0])
         x = append_axes(g, bottoms[0], self.bottom_shapes[0], rank - len(self.bottom_shapes[0]))
-        if self.p.bn_mode == pb.BNParameter.LEARN:
-            found = self.write_batch(g, x, self.EPS, blobs, tops[:1])
-        else:
-            g.op("Add", [*g.op("Mul", [x, blobs[0]]), blobs[1]], tops[:1])
-            found = [g.constant(np.zeros((1, self.channels), np.float32))] * 2
+        if not self.learns:
+            g.op("Add", [*g.op("Mul", [x, blobs[0]]), blobs[1]], tops)
+            return
+        found = self.write_batch(g, x, self.EPS, blobs, tops[:1])
         for name, top, shape in zip(found, tops[1:], self.top_shapes_built[1:], strict=False):
             reshape(g, name, shape, [top])

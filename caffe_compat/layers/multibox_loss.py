@@ -193,7 +193,7 @@ class MultiBoxLoss(LossLayer):
         if self.p.use_prior_for_matching:
             index, most = match(priors.boxes, truth.boxes, self.p)
             for c in columns:
-                own = self.p.share_location or ((index >= 0) & (truth.labels[index] == c))
+                own = self.p.share_location or ((index >= 0) & (truth.labels[index.clip(0)] == c))
                 yield Matched(image, c, np.where(own, index, FREE), most)
             return
         check_sized(self, priors.boxes, self.code, "prior box", 2)

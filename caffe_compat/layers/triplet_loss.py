@@ -37,7 +37,7 @@ class TripletLoss(LossLayer):
         return True
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        a, p, n = (bottom.flatten(1) for bottom in bottoms)
+        a, p, n = (bottom.reshape(len(bottom), -1) for bottom in bottoms)
         apart = (a - p).square().sum(1) - (a - n).square().sum(1)  # (N,)
         losses = (self.p.margin + apart).clamp(min=0)
         return [losses.where(losses >= 1e-9, losses.detach()).sum() / (2 * len(a))]

@@ -75,6 +75,12 @@ def test_triplets(margin: float, tail: tuple[int, ...]) -> None:
     assert all(it.layer.propagates(index) for index in range(3))
 
 
+def test_triplets_of_single_values() -> None:
+    it = lone('type: "TripletLoss"', *[(4,)] * 3, dialect="caffe-windows")
+    a, p, n = arrays(*[(4,)] * 3)
+    np.testing.assert_allclose(forward(it, [a, p, n])[0], np.maximum(1 + (a - p) ** 2 - (a - n) ** 2, 0).sum() / 8)
+
+
 def test_triplets_that_hardly_count_have_no_gradient() -> None:
     it = lone('type: "TripletLoss" triplet_loss_param { margin: 1 }', *[(1, 1)] * 3, dialect="caffe-windows")
     bottoms = [np.zeros((1, 1)), np.zeros((1, 1)), np.array([[1 - 2e-10]])]

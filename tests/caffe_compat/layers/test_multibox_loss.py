@@ -230,6 +230,14 @@ def test_nothing_to_match(fields: str) -> None:
     assert conf.any() == ("NONE" in fields)
 
 
+def test_a_box_across_the_border_beside_the_only_true_one() -> None:
+    values = bottoms(C, true_rows(TRUTH[:1]))
+    assert (values[2][0, 0] < 0).any()
+    it = build("share_location: false mining_type: NONE ignore_cross_boundary_bbox: true", values)
+    loc, conf, matches = Reference(it, values).parts()
+    np.testing.assert_allclose(forward(it, values)[0], (loc + conf) / matches, rtol=1e-5)
+
+
 def test_suppression_without_top_k_selects_nothing() -> None:
     values = bottoms()
     it = build("mining_type: HARD_EXAMPLE nms_param { nms_threshold: 0.4 }", values)
