@@ -177,6 +177,12 @@ def forks_with_field(kind: str, name: str) -> tuple[str, ...]:
     return tuple(dialect.name for dialect in dialects().values() if name in dialect.fields.get(kind, {}))
 
 
+def has_input_layers(name: str) -> bool:
+    """Whether a dialect has input_param; forks older than that use its number for something else."""
+    own = dialects().get(name)
+    return own is None or own.has(pb.LayerParameter.DESCRIPTOR, "input_param")
+
+
 # -- numbers -----------------------------------------------------------------------------------------------
 
 

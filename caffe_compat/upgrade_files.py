@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from google.protobuf.message import Message
 
-from caffe_compat.dialects import resolve, restore
+from caffe_compat.dialects import has_input_layers, resolve, restore
 from caffe_compat.errors import FormatError, UpgradeError, VggcError, Where, raise_all
 from caffe_compat.mapped import map_file
 from caffe_compat.reading import read_document
@@ -212,11 +212,22 @@ def _write_binary(result: UpgradedFile, file: BinaryIO) -> None:
         header = pb.NetParameter()
         header.CopyFrom(result.message)
         header.ClearField("layer")
-        file.write(header.SerializeToString(deterministic=True))
         tags = Tags(map_file(result.source), result.source)
         dialect = result.document.guess.numbers if result.document.guess else ""
-        for layer, origin in zip(result.message.layer, result.origins, strict=True):
+        entries = list(zip(result.message.layer, result.origins, strict=True))
+        if not has_input_layers(dialect):
+            _put_inputs_back(header, [layer for layer, origin in entries if not origin])
+            entries = [(layer, origin) for layer, origin in entries if origin]
+        file.write(header.SerializeToString(deterministic=True))
+        for layer, origin in entries:
             _write_layer(layer, dialect, list(_blobs(result.document.map, origin, tags)), source, file)
+
+
+def _put_inputs_back(header: pb.NetParameter, layers: Sequence[pb.LayerParameter]) -> None:
+    """State Input layers that the upgrade has made as fields of the net again, for forks older than that layer."""
+    for layer in layers:
+        header.input.extend(layer.top)
+        header.input_shape.extend(layer.input_param.shape)
 
 
 def _write_layer(

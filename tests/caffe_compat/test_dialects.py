@@ -499,3 +499,18 @@ def test_upgraded_binary_nets_keep_the_numbers_of_their_fork(tmp_path: Path) -> 
     assert list(model.net.layer[1].permute_param.order) == [0, 2]
     assert varint(202 << 3 | 2) in target.read_bytes()
     assert varint(999 << 3) in target.read_bytes()
+
+
+def test_forks_without_input_layers_keep_the_fields(tmp_path: Path) -> None:
+    """In PSPNet number 143 is interp_param."""
+    source, target = binary(tmp_path, BINARY[1][1], "pspnet"), tmp_path / "new.caffemodel"
+    head = parse_net('input: ["x", "z"] input_dim: [1, 4, 6, 6, 2, 3, 1, 1]')
+    source.write_bytes(head.SerializeToString() + source.read_bytes())
+    done = CliRunner().invoke(upgrade, [str(source), str(target)])
+    assert done.exit_code == 0, done.output
+    model = read_caffemodel(target)
+    assert (model.guess.dialect, [own.type for own in model.net.layer]) == ("pspnet", ["Interp"])
+    assert list(model.net.input) == ["x", "z"]
+    assert [list(shape.dim) for shape in model.net.input_shape] == [[1, 4, 6, 6], [2, 3, 1, 1]]
+    old, new = (open_net(path, deploy=False).graph for path in (source, target))
+    assert (old.shapes, old.inputs) == (new.shapes, new.inputs)
