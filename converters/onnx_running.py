@@ -185,7 +185,7 @@ def initializers(path: Path) -> dict[str, Array]:
             for tensor in model.graph.initializer
             if model.producer_name != PRODUCER or not CONSTANT.search(tensor.name)
         }
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (KeyError, OSError, TypeError, ValueError, onnx.checker.ValidationError) as error:
         raise ConversionError(f"its weights cannot be read: {_first_line(error)}", where=str(path)) from error
 
 
