@@ -106,5 +106,6 @@ def layers(as_json: bool, as_markdown: bool) -> None:
         click.echo(markdown())
     else:
         for entry in support():
-            marks = ("backward" if entry.backward else "-", "ONNX" if entry.onnx else "-")
-            click.echo(f"{entry.type:26} {entry.generations:9} {entry.scope:24} {marks[0]:9} {marks[1]}")
+            names = zip(("forward", "backward", "ONNX out", "ONNX in"), entry.marks(), strict=True)
+            marks = " ".join(f"{name if mark else '-':9}" for name, mark in names)
+            click.echo(f"{entry.type:26} {entry.generations:9} {entry.scope:24} {marks}".rstrip())

@@ -19,16 +19,24 @@ class Support:
         generations: those that know it, e.g. "V0 V1 V2".
         scope: the profiles, or the forks, that define it so.
         backward: Caffe has a backward pass, and so have we.
+        forward: it computes its tops.
         onnx: it can be written to ONNX, at least for some parameters.
+        from_onnx: nets read from ONNX may have it.
         rule: the first line of its description.
     """
 
     type: str
     generations: str
     scope: str
+    forward: bool
     backward: bool
     onnx: bool
+    from_onnx: bool
     rule: str
+
+    def marks(self) -> tuple[bool, ...]:
+        """Forward, backward, to ONNX and from ONNX."""
+        return self.forward, self.backward, self.onnx, self.from_onnx
 
 
 def support() -> list[Support]:
@@ -45,16 +53,18 @@ def _entry(kind: str, cls: type[Layer], scopes: list[str]) -> Support:
     else:
         known = [("V0", True)]
     generations = " ".join(name for name, there in known if there)
-    onnx = cls.to_onnx is not Layer.to_onnx
+    forward, onnx = (getattr(cls, name) is not getattr(Layer, name) for name in ("forward", "to_onnx"))
     rule = (cls.__doc__ or "").strip().splitlines()[0]
-    return Support(kind, generations, ", ".join(scopes), cls.BACKWARD, onnx, rule)
+    read = "FROM_ONNX" in vars(cls)
+    return Support(kind, generations, ", ".join(scopes), forward, cls.BACKWARD, onnx, read, rule)
 
 
 def markdown(entries: Iterable[Support] | None = None) -> str:
     """The table for the README."""
-    lines = ["| layer | generations | profile or fork | backward | ONNX |", "|---|---|---|---|---|"]
+    head = ("layer", "generations", "profile or fork", "forward", "backward", "ONNX out", "ONNX in")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for entry in support() if entries is None else entries:
-        marks = " | ".join("yes" if mark else "-" for mark in (entry.backward, entry.onnx))
+        marks = " | ".join("yes" if mark else "-" for mark in entry.marks())
         lines.append(f"| {entry.type} | {entry.generations} | {entry.scope} | {marks} |")
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ class AbsVal(Layer):
     """y = |x|. The gradient at 0 is 0; Caffe refuses to do it in place (absval_layer.cpp)."""
 
     TYPE = "AbsVal"
+    FROM_ONNX = True
     V1 = ("ABSVAL",)
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:

@@ -109,6 +109,8 @@ class Layer:
     """Caffe adds unnamed tops when the net gives fewer than TOPS asks for (loss layers)."""
     BLOBS: ClassVar[tuple[str, ...]] = ()
     """Names of the parameter blobs in exported weights; further blobs are called by their index."""
+    FROM_ONNX: ClassVar[bool] = False
+    """Nets read from ONNX may have this layer; said of this class alone, not of those derived from it."""
     INPLACE: ClassVar[bool] = False
     """Caffe allows a top to be the bottom of the same position."""
     LOSS: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class BatchNorm(Layer):
     """
 
     TYPE = "BatchNorm"
+    FROM_ONNX = True
     OUTPUT_FREE = True
     PARAM = "batch_norm_param"
     BLOBS: ClassVar[tuple[str, ...]] = ("mean", "variance", "scale_factor")

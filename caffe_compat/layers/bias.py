@@ -57,6 +57,7 @@ class Bias(Layer):
     """
 
     TYPE = "Bias"
+    FROM_ONNX = True
     PARAM = "bias_param"
     BOTTOMS = (1, 2)
     BLOBS = ("bias",)

@@ -20,6 +20,7 @@ class BNLL(Layer):
     """
 
     TYPE = "BNLL"
+    FROM_ONNX = True
     V1 = ("BNLL",)
     V0 = ("bnll",)
     PROFILES = ("bvlc", "dec2013")

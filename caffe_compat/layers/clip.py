@@ -23,6 +23,7 @@ class Clip(Layer):
     """
 
     TYPE = "Clip"
+    FROM_ONNX = True
     PARAM = "clip_param"
     INPLACE = True
 

@@ -35,6 +35,7 @@ class Concat(Layer):
     """
 
     TYPE = "Concat"
+    FROM_ONNX = True
     V1 = ("CONCAT",)
     V0 = ("concat",)
     PARAM = "concat_param"

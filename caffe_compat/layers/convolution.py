@@ -269,6 +269,7 @@ class Convolution(BaseConvolution):
     """
 
     TYPE = "Convolution"
+    FROM_ONNX = True
     OUTPUT_FREE = True
     FORK_FIELDS: ClassVar[tuple[str, ...]] = ("convolution_param.weight_filler.alpha",)
     V1 = ("CONVOLUTION",)

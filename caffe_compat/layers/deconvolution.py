@@ -24,6 +24,7 @@ class Deconvolution(BaseConvolution):
     """
 
     TYPE = "Deconvolution"
+    FROM_ONNX = True
     OUTPUT_FREE = True
     V1 = ("DECONVOLUTION",)
     OP = "ConvTranspose"

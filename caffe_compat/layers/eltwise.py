@@ -28,6 +28,7 @@ class Eltwise(Layer):
     """
 
     TYPE = "Eltwise"
+    FROM_ONNX = True
     V1 = ("ELTWISE",)
     PARAM = "eltwise_param"
     BOTTOMS = (2, None)

@@ -17,6 +17,7 @@ class ELU(Layer):
     """y = x for x > 0, else alpha (exp(x) - 1); the gradient at 0 is alpha (elu_layer.cpp)."""
 
     TYPE = "ELU"
+    FROM_ONNX = True
     PARAM = "elu_param"
     INPLACE = True
 

@@ -23,6 +23,7 @@ class Embed(Layer):
     """
 
     TYPE = "Embed"
+    FROM_ONNX = True
     PARAM = "embed_param"
     BLOBS = ("weight", "bias")
 

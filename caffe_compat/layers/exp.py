@@ -22,6 +22,7 @@ class Exp(Layer):
     """
 
     TYPE = "Exp"
+    FROM_ONNX = True
     V1 = ("EXP",)
     PARAM = "exp_param"
     INPLACE = True

@@ -26,6 +26,7 @@ class InnerProduct(Layer):
     """
 
     TYPE = "InnerProduct"
+    FROM_ONNX = True
     OUTPUT_FREE = True
     FORK_FIELDS = ("inner_product_param.weight_filler.alpha",)
     V1 = ("INNER_PRODUCT",)

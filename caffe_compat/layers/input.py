@@ -23,6 +23,7 @@ class Input(Layer):
     """
 
     TYPE = "Input"
+    FROM_ONNX = True
     PARAM = "input_param"
     PROFILES = ("bvlc", "dec2013")
     BOTTOMS = (0, 0)

@@ -27,6 +27,7 @@ class Interp(Layer):
     """
 
     TYPE = "Interp"
+    FROM_ONNX = True
     DIALECTS = ("pspnet",)
     PARAM = "interp_param"
 

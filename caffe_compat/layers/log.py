@@ -39,6 +39,7 @@ class Log(Layer):
     """
 
     TYPE = "Log"
+    FROM_ONNX = True
     PARAM = "log_param"
     INPLACE = True
 

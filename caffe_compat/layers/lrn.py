@@ -28,6 +28,7 @@ class LRN(Layer):
     """
 
     TYPE = "LRN"
+    FROM_ONNX = True
     V1 = ("LRN",)
     V0 = ("lrn",)
     PARAM = "lrn_param"

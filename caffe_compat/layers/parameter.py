@@ -21,6 +21,7 @@ class Parameter(Layer):
     """
 
     TYPE = "Parameter"
+    FROM_ONNX = True
     PARAM = "parameter_param"
     FORK_FIELDS = ("parameter_param.blob_filler",)
     BOTTOMS = (0, 0)

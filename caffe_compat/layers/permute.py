@@ -19,6 +19,7 @@ class Permute(Layer):
     """
 
     TYPE = "Permute"
+    FROM_ONNX = True
     DIALECTS = ("ssd",)
     PARAM = "permute_param"
 

@@ -302,6 +302,7 @@ class Pooling(Layer):
     """
 
     TYPE = "Pooling"
+    FROM_ONNX = True
     V1 = ("POOLING",)
     V0 = ("pool",)
     PARAM = "pooling_param"

@@ -24,6 +24,7 @@ class Power(Layer):
     """
 
     TYPE = "Power"
+    FROM_ONNX = True
     V1 = ("POWER",)
     PARAM = "power_param"
     INPLACE = True

@@ -23,6 +23,7 @@ class PReLU(Layer):
     """
 
     TYPE = "PReLU"
+    FROM_ONNX = True
     PARAM = "prelu_param"
     BLOBS = ("weight",)
     INPLACE = True

@@ -31,6 +31,7 @@ class Reduction(Layer):
     """
 
     TYPE = "Reduction"
+    FROM_ONNX = True
     PARAM = "reduction_param"
 
     def setup(self, bottoms: Sequence[Shape]) -> None:

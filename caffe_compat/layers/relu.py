@@ -17,6 +17,7 @@ class ReLU(Layer):
     """y = max(x, 0) + negative_slope min(x, 0); the gradient at 0 is negative_slope (relu_layer.cpp)."""
 
     TYPE = "ReLU"
+    FROM_ONNX = True
     V1 = ("RELU",)
     V0 = ("relu",)
     PARAM = "relu_param"

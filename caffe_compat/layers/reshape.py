@@ -22,6 +22,7 @@ class Reshape(Layer):
     """
 
     TYPE = "Reshape"
+    FROM_ONNX = True
     PARAM = "reshape_param"
 
     def setup(self, bottoms: Sequence[Shape]) -> None:

@@ -24,6 +24,7 @@ class Scale(Layer):
     """
 
     TYPE = "Scale"
+    FROM_ONNX = True
     OUTPUT_FREE = True
     PARAM = "scale_param"
     BOTTOMS = (1, 2)

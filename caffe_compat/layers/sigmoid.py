@@ -15,6 +15,7 @@ class Sigmoid(Layer):
     """y = 1 / (1 + exp(-x)) (sigmoid_layer.cpp)."""
 
     TYPE = "Sigmoid"
+    FROM_ONNX = True
     V1 = ("SIGMOID",)
     V0 = ("sigmoid",)
     PARAM = "sigmoid_param"

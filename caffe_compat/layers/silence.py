@@ -16,6 +16,7 @@ class Silence(Layer):
     """Takes bottoms so that they are no outputs of the net; their gradient is 0 (silence_layer.cpp)."""
 
     TYPE = "Silence"
+    FROM_ONNX = True
     V1 = ("SILENCE",)
     BOTTOMS = (1, None)
     TOPS = (0, 0)

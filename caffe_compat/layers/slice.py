@@ -23,6 +23,7 @@ class Slice(Layer):
     """
 
     TYPE = "Slice"
+    FROM_ONNX = True
     V1 = ("SLICE",)
     PARAM = "slice_param"
     TOPS = (1, None)

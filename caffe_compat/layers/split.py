@@ -15,6 +15,7 @@ class Split(Layer):
     """The bottom as any number of tops, whose gradients add up; Caffe refuses to do it in place (split_layer.cpp)."""
 
     TYPE = "Split"
+    FROM_ONNX = True
     V1 = ("SPLIT",)
     V0 = ("split",)
     TOPS = (1, None)

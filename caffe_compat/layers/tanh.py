@@ -15,6 +15,7 @@ class TanH(Layer):
     """y = tanh(x) (tanh_layer.cpp)."""
 
     TYPE = "TanH"
+    FROM_ONNX = True
     V1 = ("TANH",)
     V0 = ("tanh",)
     PARAM = "tanh_param"

@@ -19,6 +19,7 @@ class Threshold(Layer):
     """y = 1 where x > threshold, else 0; there is no backward pass (threshold_layer.cpp)."""
 
     TYPE = "Threshold"
+    FROM_ONNX = True
     V1 = ("THRESHOLD",)
     PARAM = "threshold_param"
     INPLACE = True

@@ -18,6 +18,7 @@ class Tile(Layer):
     """The bottom `tiles` times, one after another along `axis` (1 by default) (tile_layer.cpp)."""
 
     TYPE = "Tile"
+    FROM_ONNX = True
     PARAM = "tile_param"
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
