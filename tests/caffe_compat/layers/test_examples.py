@@ -158,7 +158,7 @@ EXAMPLES = [
     Example('type: "BN" bn_param { frozen: true }', frozen=True, dialect="yjxiong"),
     Example('type: "BN"', dialect="segnet"),
     Example('type: "BN"', ((4, 3),), tops=3, dialect="segnet"),
-    Example('type: "BN" bn_param { bn_mode: INFERENCE }', ((4, 3, 5),), tops=2, dialect="segnet"),
+    Example('type: "BN" bn_param { bn_mode: INFERENCE }', ((4, 3, 5),), dialect="segnet"),
     Example('type: "HardSwish"', low=-5, high=5),
     Example('type: "Interp" interp_param { zoom_factor: 2 pad_beg: -1 }'),
     Example('type: "Interp" interp_param { height: 3 width: 9 }'),
