@@ -1,6 +1,6 @@
 # make demo   train a small net, convert it to every format and compare the engines, blob by blob
 # make test   lint, types, tests
-# make bench  time and memory of a full-size conversion; speed of the input pipeline and of training steps
+# make bench  time and memory of a full-size conversion; speed of the input pipeline, of training steps, of evaluation
 # make proto  regenerate caffe_compat/schema/caffe_pb2.py from caffe.proto
 # make tables  write the layer table into README.md
 # make clean  remove what the above have made, except .venv
@@ -24,6 +24,7 @@ bench: $(VENV)/test.stamp
 	@$(PY) -m tests.bench.pipeline
 	@$(PY) -m tests.bench.solver
 	@$(PY) -m tests.bench.training
+	@$(PY) -m tests.bench.evaluate
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/test.stamp

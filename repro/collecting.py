@@ -30,6 +30,7 @@ class Running:
         settings: how the net is run.
         pixels: limit of a batch; 0 for the device's own.
         workers: threads that decode; 0 for one a processor.
+        mirror: average with mirrors.
     """
 
     scales: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class Running:
     settings: Settings = field(default_factory=Settings)
     pixels: int = 0
     workers: int = 0
+    mirror: bool = True
 
     def scales_for(self, model: Classifier) -> tuple[int, ...]:
         """The scales for a model."""
@@ -94,15 +96,15 @@ def _chosen(model: Classifier, images: ImageSet, readings: Mapping[str, Reading]
 
 
 def _runner(model: Classifier, readings: Mapping[str, Reading], choice: Choice, running: Running) -> Runner:
-    return runner_of(model, readings, choice, running.pixels)
+    return runner_of(model, readings, choice, running.pixels, running.mirror)
 
 
-def runner_of(model: Classifier, readings: Mapping[str, Reading], choice: Choice, pixels: int) -> Runner:
+def runner_of(model: Classifier, readings: Mapping[str, Reading], choice: Choice, pixels: int, mirror: bool) -> Runner:
     """What runs passes through a net."""
     crops = {name: reading for name, reading in readings.items() if name in CROPS}
     whole = {name: reading for name, reading in readings.items() if name not in CROPS}
     graph = model.dense.graph if whole else None
-    return Runner(choice.engine, model.prepare, model.crop, crops, whole, pixels=pixels, graph=graph)
+    return Runner(choice.engine, model.prepare, model.crop, crops, whole, pixels=pixels, graph=graph, mirror=mirror)
 
 
 # -- which images ------------------------------------------------------------------------------------------------

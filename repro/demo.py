@@ -1,4 +1,4 @@
-"""`make demo`: a small VGG is trained, converted to four formats, and two engines are compared blob by blob."""
+"""`make demo`: a small VGG is trained, evaluated and converted, and two engines are compared blob by blob."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ FOLDER = Path("demo")
 FORMATS = ("safetensors", "pt", "onnx", "h5")
 SHOWN, COLUMNS = 40, 10
 """Digits in the picture of predictions."""
+PROTOCOLS = ("center", "dense", "multicrop", "both")
+EVALUATION = (
+    *("--data", "digits", "--split", "val", "--scales", "32,36", "--no-mirror"),
+    *(word for protocol in PROTOCOLS for word in ("--protocol", protocol)),
+)
+"""The protocols of the paper at the scales of training, without the mirrors that training leaves out."""
 MEAN = (103.939, 116.779, 123.68)
 PIXEL = 64.0
 """Scale of the images, which the first layer's weights divide by."""
@@ -62,7 +68,7 @@ class Row(NamedTuple):
 
 
 def main(folder: Path = FOLDER, options: Sequence[str] = ()) -> int:
-    """Train, convert, upgrade, compare, draw; returns the exit code. `options` are more ones for training."""
+    """Train, convert, upgrade, evaluate, compare, draw; returns the exit code. `options` are more ones for training."""
     folder.mkdir(parents=True, exist_ok=True)
     write_detector(folder)
     runs, model, old = folder / "run", folder / "digits.caffemodel", folder / "digits_2014.caffemodel"
@@ -77,6 +83,7 @@ def main(folder: Path = FOLDER, options: Sequence[str] = ()) -> int:
         ("convert", "--force", str(model), *targets),
         ("upgrade", "--force", str(old), str(folder / "digits_2014_v2.prototxt")),
         ("plot", str(runs), "--out", str(folder)),
+        ("evaluate", str(model), *EVALUATION),
     ):
         if code := _call(console, *command):
             return code

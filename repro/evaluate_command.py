@@ -145,6 +145,7 @@ def _run(
         how["limit"] or 0,
         how["workers"],
         how["strict"],
+        how["mirror"],
     )
     with model_bars(quiet) as told:
         if how["ablate"]:

@@ -51,6 +51,7 @@ class Plan:
         limit: so many images, evenly spread over the set; 0 for all.
         workers: threads that decode; 0 for one a processor.
         strict: an image that cannot be read is an error; else it counts as wrong.
+        mirror: average with mirrors.
     """
 
     protocols: tuple[str, ...] = ("dense",)
@@ -62,6 +63,7 @@ class Plan:
     limit: int = 0
     workers: int = 0
     strict: bool = False
+    mirror: bool = True
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -247,7 +249,7 @@ class _Job:
         return only(found[0])
 
     def _runner(self, model: Classifier, readings: Mapping[str, Reading], choice: Choice) -> Runner:
-        return runner_of(model, readings, choice, self.plan.pixels)
+        return runner_of(model, readings, choice, self.plan.pixels, self.plan.mirror)
 
     def _feed(
         self,
@@ -322,6 +324,7 @@ def about(model: Classifier, plan: Plan) -> dict[str, object]:
         "prepare": prepared,
         "rescaling": asdict(plan.rescaling),
         "amp": plan.settings.amp,
+        "mirror": plan.mirror,
     }
 
 

@@ -78,6 +78,11 @@ def rescaling_options(command: F) -> F:
             help="Of a rescaled side that is no whole number.",
         ),
         click.option(
+            "--mirror/--no-mirror",
+            default=True,
+            help="Without: leave out mirrors, for a net that was trained without them.",
+        ),
+        click.option(
             "--interpolation",
             type=click.Choice(["bilinear", "nearest", "cubic", "area"]),
             default="bilinear",
@@ -147,7 +152,8 @@ def running_of(how: dict[str, Any]) -> Running:
     """How images go through a net."""
     from repro.collecting import Running
 
-    return Running(how["scales"], rescaling_of(how), settings_of(how), how["pixels"], how["workers"])
+    how_many = how["pixels"], how["workers"]
+    return Running(how["scales"], rescaling_of(how), settings_of(how), *how_many, how["mirror"])
 
 
 @contextmanager

@@ -98,6 +98,7 @@ class Runner:
         sink: see Sink; it may be set later.
         pixels: limit of a batch; 0 for the device's in `PIXELS`.
         graph: the net for whole images, which tells how images may be cut; without it they are not.
+        mirror: take mirrors too, of crops and of whole images.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Runner:
         *,
         pixels: int = 0,
         graph: Graph | None = None,
+        mirror: bool = True,
     ) -> None:
-        self.engine, self.prepare, self.crop, self.sink = engine, prepare, crop, sink
+        self.engine, self.prepare, self.crop, self.sink, self.mirror = engine, prepare, crop, sink, mirror
         self.crops, self.whole = dict(crops), dict(whole)
         self.limit = pixels or PIXELS.get(engine.device.type, PIXELS["cpu"])
         self.batch = max(1, self.limit // (crop * crop))
@@ -146,7 +148,7 @@ class Runner:
         """A batch such as this image gives: for trying engines."""
         if self.crops:
             name, reading = next(iter(self.crops.items()))
-            places = CROPS[name](image.shape[0], image.shape[1], self.crop)
+            places = self._places(name, image)
             cut = list(self._cut(image, places))[: self.batch]
             return torch.stack(cut), reading, False
         rows, columns = (min(size, max(self.crop, self.limit // (2 * image.shape[0]))) for size in image.shape[:2])
@@ -157,12 +159,16 @@ class Runner:
 
     def _add_crops(self, index: int, scale: int, image: Image, names: Sequence[str]) -> None:
         for name in names:
-            places = CROPS[name](image.shape[0], image.shape[1], self.crop)
+            places = self._places(name, image)
             self._sums[index, name, scale] = _Sum(len(places))
             for crop in self._cut(image, places):
                 self._queue.append((index, name, scale, crop))
                 if len(self._queue) >= self.batch:
                     self._run_crops()
+
+    def _places(self, name: str, image: Image) -> list[Crop]:
+        places = CROPS[name](image.shape[0], image.shape[1], self.crop)
+        return [place for place in places if self.mirror or not place.mirrored]
 
     def _cut(self, image: Image, places: Sequence[Crop]) -> Iterator[Tensor]:
         """Views of the image, or of its mirror, that the crops are."""
@@ -198,13 +204,13 @@ class Runner:
             means = self.means([image for _, _, image in part], names)
             for name, mean in zip(names, means, strict=True):
                 for (index, scale, _), flips in zip(part, mean, strict=True):
-                    both = [self.whole[name].finish(flip) for flip in flips]
-                    self.sink(index, name, scale, (both[0] + both[1]) / 2)
+                    each = [self.whole[name].finish(flip) for flip in flips]
+                    self.sink(index, name, scale, sum(each[1:], each[0]) / len(each))
 
     def means(self, images: Sequence[Image], names: Sequence[str] | None = None) -> list[Floats]:
         """For each pass what is read of images of one shape and of their mirrors, in the mean over places.
 
-        (images, 2, channels); `names` says which passes, by default all.
+        (images, 2, channels), 1 without mirrors; `names` says which passes, by default all.
         """
         shape, readings = images[0].shape[:2], [self.whole[name] for name in names or self.whole]
         if 2 * shape[0] * shape[1] * len(images) <= self.limit or self.tiles is None:
@@ -212,11 +218,11 @@ class Runner:
         else:
             each = [self._one_by_one(image, readings) for image in images]
             found = [np.concatenate(pairs) for pairs in zip(*each, strict=True)]
-        return [values.reshape(len(images), 2, -1) for values in found]
+        return [values.reshape(len(images), 1 + self.mirror, -1) for values in found]
 
     def _one_by_one(self, image: Image, readings: Sequence[Reading]) -> list[Floats]:
         """As `_place_means` for one large image and its mirror, one after the other, in parts where that is needed."""
-        flips = (image, np.ascontiguousarray(image[:, ::-1]))
+        flips = (image, np.ascontiguousarray(image[:, ::-1]))[: 1 + self.mirror]
         each = [self._parts(flip, readings) for flip in flips]
         return [np.concatenate(pair) for pair in zip(*each, strict=True)]
 
@@ -251,6 +257,8 @@ class Runner:
     def _pair(self, images: Sequence[Image]) -> Tensor:
         """Each image and its mirror, one behind the other."""
         x = torch.stack([self._input(image) for image in images])
+        if not self.mirror:
+            return x
         return torch.stack([x, x.flip(-1)], 1).flatten(0, 1)
 
 

@@ -63,13 +63,13 @@ def compare(name: str, ours: Net, theirs: nn.Module, x: Tensor, seconds: float, 
     print(f"{name:12} {len(x):5} {hand * 1e3:11.1f} {prototxt * 1e3:12.1f} {prototxt / hand:6.3f} {last}", flush=True)
 
 
-def interleaved(forms: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median seconds of each form, run in turns until the time is up."""
+def interleaved(forms: Mapping[str, Callable[[], object]], seconds: float, least: int = 5) -> dict[str, float]:
+    """Median seconds of each form, run in turns until the time is up, but at least so many times."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     end = time.perf_counter() + seconds
     for run in forms.values():
         run()
-    while time.perf_counter() < end or min(map(len, times.values())) < 5:
+    while time.perf_counter() < end or min(map(len, times.values())) < least:
         for name, run in forms.items():
             began = time.perf_counter()
             run()

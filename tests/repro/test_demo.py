@@ -53,6 +53,8 @@ def test_runs_and_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out, _ = capsys.readouterr()
     assert "the engines agree" in out
     assert all(f" {blob} " in out for blob in ("conv1_1", "pool5", "fc6", "prob"))
+    assert all(f" {protocol} " in out for protocol in demo.PROTOCOLS)
+    assert "359 images; errors in per cent with 95% intervals" in out
     names = {path.name for path in folder.iterdir()}
     assert names >= {"run", "digits.caffemodel", "digits_2014.caffemodel", "digits_2014_v2.prototxt", "predictions.png"}
     assert names >= {f"digits.{name}" for name in demo.FORMATS}

@@ -103,6 +103,35 @@ def test_whole_images_are_averaged_over_places_and_with_their_mirrors(model: Cla
         np.testing.assert_allclose(found[index, "features", 16], features.mean(0), rtol=1e-5)
 
 
+def test_without_mirrors(model: Classifier) -> None:
+    found: Kept = {}
+    run = runner(model, found, TORCH, 0)
+    run.mirror = False
+    image = smooth(20, 32, 1)  # a grid that is its own mirror
+    run.add(0, 16, image)
+    large = smooth(30, 200, 2)
+    run.limit = 3000
+    run.add(1, 16, large)
+    run.finish()
+    flipped = [np.ascontiguousarray(each[:, ::-1]) for each in (image, large)]
+    both, other = everything_of(model, [image, large]), everything_of(model, flipped, mirror=False)
+    for key, values in found.items():
+        if key[1] not in ("center", "dense_scores"):
+            np.testing.assert_allclose((values + other[key]) / 2, both[key], rtol=1e-4, atol=SAME)
+    np.testing.assert_allclose(found[0, "center", 16], both[0, "center", 16], atol=SAME)
+
+
+def everything_of(model: Classifier, images: list[Image], mirror: bool = True) -> Found:
+    """Without "center", which has no mirror."""
+    found: Kept = {}
+    run = runner(model, found, TORCH, 0)
+    run.mirror = mirror
+    for index, image in enumerate(images):
+        run.add(index, 16, image)
+    run.finish()
+    return found
+
+
 def test_an_image_of_the_nets_size_is_the_centre_crop_and_its_mirror(model: Classifier) -> None:
     found, position = everything(model), SIZES.index((16, 16))
     crop = by_hand(model, smooth(16, 16, position))["tencrop"]  # five times the image, five times its mirror
