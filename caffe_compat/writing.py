@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -58,9 +58,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise write_failed(path, error) from error
 
 
-def create_part(path: Path) -> tuple[int, Path]:
+def create_part(path: Path, told: Callable[[Path], object] = lambda _name: None) -> tuple[int, Path]:
     """A new file beside `path`, to be renamed to it: its descriptor, open for reading and writing, and its name.
 
+    `told` is called with the name before there is such a file, for who must remove it whenever he is interrupted.
     It is locked for as long as the descriptor is open, so that another run can tell it from what a killed run left
     behind; such remains of the same target are removed.
 
@@ -70,6 +71,7 @@ def create_part(path: Path) -> tuple[int, Path]:
     remove_remains(path)
     while True:
         temporary = path.with_name(f".{path.name[:_STEM]}.{secrets.token_hex(4)}.part")
+        told(temporary)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         _lock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:

@@ -226,7 +226,9 @@ def convert(
         made: list[Target] = []
         results: list[Result] = []
         for path, kind in zip(targets, kinds, strict=True):
-            made.append(stack.enter_context(Target(path, progress(path) if progress else None)))
+            made.append(Target(path, progress(path) if progress else None))
+            stack.push(made[-1])  # whenever the run is interrupted, nothing stays
+            made[-1].__enter__()
             results += _write(prepared.model, made[-1], kind, options, payloads)
         payloads.check()
         for target in made:

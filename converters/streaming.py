@@ -99,24 +99,31 @@ class Target:
         self.companions: list[Target] = []
         self._progress = progress or (lambda _n: None)
         self._digest: Digest | None = Digest()
+        self._descriptor = -1
+        self._temporary: Path | None = None
 
     def __enter__(self) -> Target:
         try:
-            self._descriptor, self._temporary = create_part(self.path)
+            self._descriptor, self._temporary = create_part(self.path, self._named)
         except OSError as error:
+            self._temporary = None
             raise write_failed(self.path, error) from error
         return self
+
+    def _named(self, temporary: Path) -> None:
+        self._temporary = temporary
 
     @property
     def part(self) -> Path:
         """Where the file lies until it is renamed."""
+        assert self._temporary is not None
         return self._temporary
 
     def companion(self) -> Target:
         """Another file that belongs to this one; its `path` is to be set before this one is finished."""
-        made = Target(self.path, self._progress).__enter__()
+        made = Target(self.path, self._progress)
         self.companions.append(made)
-        return made
+        return made.__enter__()
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -173,7 +180,7 @@ class Target:
         for companion in self.companions:
             companion.rename()
         try:
-            os.replace(self._temporary, self.path)
+            os.replace(self.part, self.path)
         except OSError as error:
             raise write_failed(self.path, error) from error
         _sync_folder(self.path.parent)
@@ -183,8 +190,10 @@ class Target:
             companion.__exit__(None, None, None)
         if self._digest:
             self._digest.stop()
-        self._temporary.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        if self._temporary:
+            self._temporary.unlink(missing_ok=True)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
         if isinstance(error, OSError):
             raise write_failed(self.path, error) from error
 
