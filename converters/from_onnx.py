@@ -23,11 +23,13 @@ def from_onnx(model: str | Path | onnx.ModelProto, options: ImportOptions | None
         FormatError: it is no valid ONNX model.
         ConversionError: something has no exact form in Caffe; `Problems` with all of it.
     """
-    from converters.importing.onnx_graph import read_program, read_whole
+    from converters.importing.onnx_graph import read_program
     from converters.importing.options import ImportOptions
     from converters.importing.translation import translate
+    from converters.onnx_reading import read_mapped
 
     options = options or ImportOptions()
     if isinstance(model, (str, Path)):
-        return translate(read_program(read_whole(Path(model)), str(model), options), options)
+        whole, stored = read_mapped(Path(model))
+        return translate(read_program(whole, str(model), options, stored), options)
     return translate(read_program(model, model.graph.name or "model", options), options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from caffe_compat.tags import BYTES, Field, Tags, encode_varint
 from caffe_compat.wire import refuse_other_kinds
 from converters.inspect import Inspection, Row, Shape, about
 
-GRAPH, INITIALIZER = 7, 5
-"""Numbers of ModelProto.graph and GraphProto.initializer."""
+GRAPH, INITIALIZER, NAME, RAW_DATA = 7, 5, 8, 9
+"""Numbers of ModelProto.graph, GraphProto.initializer, and TensorProto.name and raw_data."""
+MAPPED = 1 << 16
+"""Bytes from which values are left in the file."""
 VALUES = {4, 5, 6, 7, 9, 10, 11}
 """Numbers of TensorProto's fields of values."""
 FLOATS = {
@@ -47,6 +51,55 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.opset_import or not model.graph.node:
         raise BinaryError("not an ONNX model: it has no graph", where=source, remedy="check where it came from")
     return model
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Values of initializers that were left in the mapped file.
+
+    Attributes:
+        path: the file.
+        data: its map.
+        places: initializer -> offset and bytes of its raw_data.
+    """
+
+    path: str
+    data: mmap.mmap
+    places: Mapping[str, tuple[int, int]]
+
+
+def read_mapped(path: Path) -> tuple[onnx.ModelProto, Stored]:
+    """The whole model, but for large raw_data, which stay in the mapped file; external data stay where they are.
+
+    Raises:
+        VggcError: there is no such file, or it may not be read.
+        BinaryError: not an ONNX file.
+    """
+    source = str(path)
+    data = map_file(source)
+    refuse_other_kinds(data, source, "an ONNX model")
+    tags, places = Tags(data, source), dict[str, tuple[int, int]]()
+
+    def initializer(field: Field) -> bytes:
+        if field.number != INITIALIZER or field.wire != BYTES:
+            return data[field.start : field.end]
+        parts = list(tags.fields(field.value, field.end))
+        names = [data[each.value : each.end] for each in parts if each.number == NAME and each.wire == BYTES]
+        raw = [each for each in parts if each.number == RAW_DATA and each.wire == BYTES]
+        name = names[-1].decode("utf-8", "surrogateescape") if names else ""
+        places.pop(name, None)  # of two with one name the last counts
+        if not raw or raw[-1].end - raw[-1].value < MAPPED:
+            return data[field.start : field.end]
+        places[name] = raw[-1].value, raw[-1].end - raw[-1].value
+        body = b"".join(data[each.start : each.end] for each in parts if each.number != RAW_DATA)
+        return encode_varint(INITIALIZER << 3 | BYTES) + encode_varint(len(body)) + body
+
+    try:
+        pieces = [_without(tags, part, GRAPH, initializer) for part in tags.fields(0, len(data))]
+        return onnx.ModelProto.FromString(b"".join(pieces)), Stored(source, data, places)
+    except DecodeError as error:
+        what = f"not an ONNX model: {error}"
+        raise BinaryError(what, where=source, remedy="check that it was copied whole") from error
 
 
 def _skeleton(tags: Tags, end: int) -> Iterator[bytes]:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper
 
 from caffe_compat.errors import BinaryError, ConversionError, VggcError, Where, raise_all
-from caffe_compat.mapped import map_file
-from caffe_compat.wire import refuse_other_kinds
 from converters.importing.options import ImportOptions
 from converters.importing.program import Op, Program, Shape
 from converters.importing.tensors import Tensors
-from converters.onnx_reading import check_text
+from converters.onnx_reading import Stored, check_text
 
 MAX_NODES = 100_000
 MAX_SIZE = 2**31 - 1
@@ -29,37 +25,22 @@ INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 OWN_DOMAINS = ("", "ai.onnx")
 
 
-def read_whole(path: Path) -> onnx.ModelProto:
-    """An ONNX file with the weights in it; external data stay where they are.
-
-    Raises:
-        VggcError: there is no such file, or it may not be read.
-        BinaryError: it is not an ONNX model.
-    """
-    source = str(path)
-    data = map_file(source)
-    refuse_other_kinds(data, source, "an ONNX model")
-    try:
-        return onnx.ModelProto.FromString(data[:])
-    except DecodeError as error:
-        what = f"not an ONNX model: {error}"
-        raise BinaryError(what, where=source, remedy="check that it was copied whole") from error
-
-
-def read_program(model: onnx.ModelProto, source: str, options: ImportOptions) -> Program:
+def read_program(model: onnx.ModelProto, source: str, options: ImportOptions, stored: Stored | None = None) -> Program:
     """Check a model and bring it into the form that rules take.
 
     Raises:
         BinaryError: the graph or one of its tensors breaks ONNX's rules.
         ConversionError: an input has sizes that are left open; `Problems` when there are several.
     """
-    return _Reader(model, source, options).read()
+    return _Reader(model, source, options, stored).read()
 
 
 class _Reader:
-    def __init__(self, model: onnx.ModelProto, source: str, options: ImportOptions) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, source: str, options: ImportOptions, stored: Stored | None = None
+    ) -> None:
         self.model, self.graph, self.source, self.options = model, model.graph, source, options
-        self.tensors = Tensors(source)
+        self.tensors = Tensors(source, stored)
         self.versions = {each.domain: each.version for each in model.opset_import}
 
     def read(self) -> Program:
@@ -85,7 +66,9 @@ class _Reader:
             notes.append(f"{count} tensor(s) of other precision are float32 now: {', '.join(self.tensors.widened[:5])}")
         outputs = tuple(info.name for info in self.graph.output)
         name = self.graph.name
-        return Program(name, self.source, inputs, outputs, tuple(ops), constants, integers, tuple(notes))
+        return Program(
+            name, self.source, inputs, outputs, tuple(ops), constants, integers, tuple(notes), self.tensors.stored
+        )
 
     def broken(self, what: str, remedy: str = "save the model again with the program that wrote it") -> BinaryError:
         return BinaryError(what, where=Where(self.source), remedy=remedy)

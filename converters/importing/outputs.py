@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import numpy as np
+
 from caffe_compat.schema import pb
 from caffe_compat.weights import Blob, LayerBlobs, Weights
 from converters.importing.builder import Builder, Made
 from converters.importing.program import Array, Op
+from converters.onnx_reading import Stored
 
 
 def finish(b: Builder) -> tuple[pb.NetParameter, Weights]:
@@ -22,12 +25,25 @@ def finish(b: Builder) -> tuple[pb.NetParameter, Weights]:
     _in_place(b)
     net = pb.NetParameter(name=b.program.name)
     net.layer.extend(made.param for made in b.layers)
-    layers = [LayerBlobs(made.param.name, tuple(map(_blob, made.blobs)), made.param.type) for made in b.layers]
+    layers = [
+        LayerBlobs(made.param.name, tuple(_blob(array, b.program.stored) for array in made.blobs), made.param.type)
+        for made in b.layers
+    ]
     return net, Weights(tuple(layers), b.program.source, "onnx")
 
 
-def _blob(array: Array) -> Blob:
-    return Blob(tuple(array.shape), array.reshape(-1))
+def _blob(array: Array, stored: Stored | None) -> Blob:
+    """The values, with their place in the mapped file when they lie there as they are."""
+    flat = array.reshape(-1)
+    if stored is not None and flat.nbytes:
+        offset = _address(flat) - _address(np.frombuffer(stored.data, np.uint8))
+        if 0 <= offset <= len(stored.data) - flat.nbytes:
+            return Blob(tuple(array.shape), flat, path=stored.path, offset=offset)
+    return Blob(tuple(array.shape), flat)
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _outputs(b: Builder) -> set[str]:

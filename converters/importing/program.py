@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from caffe_compat.errors import ConversionError, Where
+
+if TYPE_CHECKING:
+    from converters.onnx_reading import Stored
 
 Shape = tuple[int, ...]
 Array = NDArray[Any]
@@ -74,6 +77,7 @@ class Program:
         constants: weights and the like.
         integers: inputs that hold whole numbers.
         notes: what was cast when the program was read.
+        stored: the mapped file in which large constants lie.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Program:
     constants: Mapping[str, Array]
     integers: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    stored: Stored | None = None
 
     def reads(self) -> Counter[str]:
         """How often each tensor is read, being an output included."""

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from caffe_compat.errors import BinaryError, VggcError, Where
 from caffe_compat.mapped import map_file
 from converters.importing.program import Array
+from converters.onnx_reading import Stored
 
 HALF, BRAIN = TensorProto.FLOAT16, TensorProto.BFLOAT16
 _FIELDS: dict[int, tuple[str, str]] = {
@@ -42,8 +43,8 @@ class Tensors:
         widened: names of tensors that were halves or doubles and are float32 now.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, stored: Stored | None = None) -> None:
+        self.source, self.stored = source, stored
         self.widened: list[str] = []
 
     def read(self, tensor: onnx.TensorProto) -> Array:
@@ -59,6 +60,10 @@ class Tensors:
         field, kind = _FIELDS[tensor.data_type]
         if tensor.data_location == TensorProto.EXTERNAL:
             values: Array = self._external(tensor, shape, np.dtype(kind))
+        elif self.stored and tensor.name in self.stored.places:
+            offset, size = self.stored.places[tensor.name]
+            self._fill(tensor, shape, size / np.dtype(kind).itemsize)
+            values = np.frombuffer(self.stored.data, kind, prod(shape), offset)
         elif tensor.HasField("raw_data"):
             values = self._raw(tensor, tensor.raw_data, shape, np.dtype(kind))
         else:

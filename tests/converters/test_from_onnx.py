@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import caffe_compat as cc
 from caffe_compat.errors import BinaryError, ConversionError, Problems, VggcError
@@ -904,3 +904,31 @@ def test_the_command_makes_files_that_load(tmp_path: Path) -> None:
         assert ENGINES.ratio(got, in_ort(made, arrays)["y"]) <= 1
     with pytest.raises(ConversionError, match="as a whole"):
         convert(tmp_path / "m.onnx", [tmp_path / "o.pt"], Options(net=tmp_path / "n.prototxt"))
+
+
+# -- values that stay in the file ------------------------------------------------------------------------------
+
+
+def test_large_weights_are_copied_from_where_they_lie(tmp_path: Path) -> None:
+    """Of two tensors with one name the last counts, whichever of them is large."""
+    large, small = w(64, 64, 5, 5), w(64)
+    made = model("x: float[1,64,9,9]", "y = Conv(x, w, b)", weights={"w": large, "b": small})
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    imported = from_onnx(path)
+    weight, bias = next(layer for layer in imported.weights if layer.blobs).blobs
+    assert (weight.path, bias.path) == (str(path), "")
+    data = path.read_bytes()[weight.offset : weight.offset + large.nbytes]
+    assert data == large.tobytes() == weight.values.tobytes()
+    np.testing.assert_array_equal(bias.values, small)
+    assert read_model_values(path, made) == read_model_values(tmp_path / "n.onnx", made, twice=True)
+
+
+def read_model_values(path: Path, made: onnx.ModelProto, twice: bool = False) -> bytes:
+    """The kernels that the import gives, when the file has another tensor of that name before."""
+    if twice:
+        first = numpy_helper.from_array(np.zeros((64, 64, 5, 5), np.float32), "w")
+        body = onnx.ModelProto(graph=onnx.GraphProto(initializer=[first])).SerializeToString()
+        path.write_bytes(body + made.SerializeToString())
+    layers = (layer for layer in from_onnx(path).weights if layer.blobs)
+    return next(layers).blobs[0].values.tobytes()
