@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from caffe_compat.layers.base import Layer, Shape, register
 from caffe_compat.layers.dec2013 import check_fields
 from caffe_compat.layers.loss import LOG_THRESHOLD, check_label_count, check_one_label, ignored_label, label_indices
+from caffe_compat.layers.pooling import FLT_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,8 +79,8 @@ class Accuracy(Layer):
 class Accuracy2013(Layer):
     """Top (1, 2, 1, 1): share of items whose best class is the label, and mean of -log(max(p[label], 1e-20)).
 
-    Ties go to the lowest class. No backward: a gradient is refused, and that of the net's loss as well when something
-    below learns. Source: loss_layer.cu of December 2013; net.cpp (Backward).
+    Ties go to the lowest class, NaN counts as -FLT_MAX. No backward: a gradient is refused, and that of the net's loss
+    as well when something below learns. Source: loss_layer.cu of December 2013; net.cpp (Backward).
     """
 
     TYPE = "Accuracy"
@@ -104,7 +105,8 @@ class Accuracy2013(Layer):
 
         p = bottoms[0].detach().flatten(1)  # (N, C)
         index, _ = label_indices(self, bottoms[1].reshape(len(p), 1), p.shape[1])
-        hits = (p.argmax(1, keepdim=True) == index).to(p.dtype).mean()
+        best = p.nan_to_num(-FLT_MAX, inf, -FLT_MAX).argmax(1, keepdim=True)
+        hits = (best == index).to(p.dtype).mean()
         likelihood = -p.gather(1, index).clamp(min=LOG_THRESHOLD).log().mean()
         return [_refusing()(self, bottoms[0], torch.stack([hits, likelihood]).view(1, 2, 1, 1))]
 

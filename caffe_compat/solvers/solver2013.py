@@ -46,10 +46,22 @@ class Solver2013(Solver):
         if self.param.type != "SGD":
             what = f"solver type {self.param.type} does not exist under profile dec2013"
             raise VggcError(what, where=where, remedy="use SGD, or profile bvlc")
+        self._check_tests(where)
         self._updates = ()
         self._crand = CRand()
         self.rand = self._crand
         self._shared["rand"] = lambda: self.rand()
+
+    def _check_tests(self, where: str) -> None:
+        """A test net takes test_iter > 0; without one test_iter is not read, and the first test is fatal."""
+        generic = self.param.HasField("net") or self.param.HasField("net_param")
+        if not (self.param.test_net or self.param.test_net_param or generic):
+            self.param.ClearField("test_iter")
+        if any(count <= 0 for count in self.param.test_iter):
+            raise VggcError("a test_iter is 0", where=where, remedy="state test_iter > 0")
+        if not self.param.test_iter and 0 < self.param.test_interval <= self.param.max_iter:
+            what = f"test_interval {self.param.test_interval} without a test net, which is fatal at the first test"
+            raise VggcError(what, where=where, remedy="state test_net and test_iter, or remove test_interval")
 
     def _prefetch(self) -> None:
         """Read the first batches: each data layer reads ahead when it is made, while the phase is still TRAIN."""
@@ -89,6 +101,8 @@ class Solver2013(Solver):
         del shown
         self.iter += 1
         self.rate = rates.rate(self.param, self.iter, self.iter // max(self.param.stepsize, 1))
+        if self.param.display and self.iter % self.param.display == 0:
+            self.log(f"Iteration {self.iter}, lr = {self.rate:g}")
         moved: list[Tensor] = []
         for index, (learnable, history) in enumerate(zip(self._learnable, self.history, strict=True)):
             blob, local = learnable.blob, self.rate * learnable.lr_mult

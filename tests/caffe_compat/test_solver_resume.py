@@ -166,6 +166,32 @@ SOLVER_2013 = """train_net: "net.prototxt" base_lr: 0.05 momentum: 0.9 lr_policy
 snapshot: 5 snapshot_prefix: "run" """
 
 
+def test_profile_2013_says_the_rate_before_the_loss(tmp_path: Path) -> None:
+    from_lmdb(tmp_path)
+    (tmp_path / "net.prototxt").write_text(NET_2013)
+    (tmp_path / "solver.prototxt").write_text(SOLVER_2013 + " display: 2 test_iter: 3")
+    lines: list[str] = []
+    cc.Solver(tmp_path / "solver.prototxt", profile="dec2013", log=lines.append).step(2)
+    rate, loss = (line for line in lines if line.startswith("Iteration 2"))
+    assert rate == "Iteration 2, lr = 0.045125"
+    assert loss.startswith("Iteration 2, loss = ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ("test_interval: 14", "test_interval 14 without a test net, which is fatal at the first test"),
+        ('test_net: "net.prototxt" test_interval: 2 test_iter: 0', "a test_iter is 0"),
+    ],
+)
+def test_profile_2013_tests_with_a_test_net_alone(tmp_path: Path, fields: str, what: str) -> None:
+    (tmp_path / "net.prototxt").write_text(NET_2013)
+    (tmp_path / "solver.prototxt").write_text(f"{SOLVER_2013} {fields}")
+    with pytest.raises(VggcError) as caught:
+        cc.Solver(tmp_path / "solver.prototxt", profile="dec2013")
+    assert caught.value.what == what
+
+
 def test_profile_2013_goes_on(tmp_path: Path) -> None:
     records = {b"%08d" % index: datum(image, index) for index, image in enumerate(images(11, 3, 9, 8))}
     write_leveldb(tmp_path / "db", records)

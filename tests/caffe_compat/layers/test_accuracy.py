@@ -111,6 +111,14 @@ def test_2013_gives_the_likelihood_too() -> None:
     )
 
 
+def test_2013_begins_below_all_numbers_and_passes_over_what_is_none() -> None:
+    scores = np.array([[np.nan, 2, 1], [np.nan, -np.inf, np.nan], [-np.inf, -np.inf, -3e38], [3, np.inf, np.nan]])
+    it = lone('type: "Accuracy"', (4, 3, 1, 1), (4, 1, 1, 1), profile="dec2013")
+    for labels, share in (([1, 0, 2, 1], 1), ([0, 2, 1, 2], 0)):
+        top = forward(it, [scores.reshape(4, 3, 1, 1), np.array(labels, float).reshape(4, 1, 1, 1)])[0]
+        assert top.flat[0] == share
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [("accuracy_param { top_k: 1 }", "has no top_k under profile dec2013")],
