@@ -113,7 +113,9 @@ def _backward_bvlc(graph: Graph) -> Backward:
     items, need = _marked(graph)
     own = [item for item in items if item.node is not None]
     forced = graph.net.force_backward
-    params = [tuple(forced or spec.lr_mult != 0 for spec in node.specs) for node in graph.nodes]
+    params = [
+        tuple(forced or node.layer.LEARNS_WHOLE or spec.lr_mult != 0 for spec in node.specs) for node in graph.nodes
+    ]
     written = {b for item in items for b, d in zip(item.bottoms, item.bottoms_need, strict=True) if item.need and d}
     return Backward(
         tuple(item.need for item in own),
@@ -130,20 +132,19 @@ def _with_splits(nodes: Sequence[Node]) -> list[Item]:
     for node in nodes:
         for value in node.bottoms:
             readers[value] = readers.get(value, 0) + 1
-        for value, weight in zip(node.tops, node.layer.param.loss_weight, strict=False):
-            readers[value] = readers.get(value, 0) + (weight != 0)
+        for value, loss in zip(node.tops, node.losses, strict=True):
+            readers[value] = readers.get(value, 0) + (loss.split != 0)
     names: dict[Value, list[str]] = {}
     items: list[Item] = []
     for node in nodes:
         tops = [value.blob or f"\n{value.version}" for value in node.tops]
         bottoms = [names[value].pop() if value in names else value.blob for value in node.bottoms]
-        items.append(Item(node, bottoms, tops, node.loss_weights, node.propagate_down))
-        for value, weight in zip(node.tops, node.loss_weights, strict=True):
+        items.append(Item(node, bottoms, tops, [loss.own for loss in node.losses], node.propagate_down))
+        for value, loss in zip(node.tops, node.losses, strict=True):
             if readers.get(value, 0) > 1:
                 copies = [f"{value.blob}\n{value.version}\n{index}" for index in range(readers[value])]
-                losses = [weight if weight and not index else 0.0 for index in range(len(copies))]
-                items.append(Item(None, [value.blob], copies, losses, [None]))
-                names[value] = copies[::-1][: len(copies) - (weight != 0)]
+                items.append(Item(None, [value.blob], copies, [loss.split] + [0.0] * (len(copies) - 1), [None]))
+                names[value] = copies[::-1][: len(copies) - (loss.split != 0)]
     return items
 
 

@@ -23,6 +23,7 @@ from caffe_compat.guessing import guess_net, told
 from caffe_compat.layers.base import Context, Layer, Shape, find_layer
 from caffe_compat.schema import pb
 from caffe_compat.source import SourceMap
+from caffe_compat.splits import TopLoss, reads, stated_losses
 from caffe_compat.upgrade import Upgraded, copy_fields, upgrade_net
 
 MAX_AXES = 32
@@ -59,7 +60,7 @@ class Node:
         blob_shapes: shapes of the parameter blobs.
         params: for each parameter blob its owner: this node, or the one it shares with.
         specs: lr_mult, decay_mult and name of each parameter blob.
-        loss_weights: one per top.
+        losses: loss weights of each top.
         propagate_down: per bottom True or False where the net says so, else None.
     """
 
@@ -69,8 +70,13 @@ class Node:
     blob_shapes: tuple[Shape, ...]
     params: tuple[ParamKey, ...]
     specs: tuple[pb.ParamSpec, ...]
-    loss_weights: tuple[float, ...]
+    losses: tuple[TopLoss, ...]
     propagate_down: tuple[bool | None, ...]
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """How often each top counts in the net's loss."""
+        return tuple(loss.own + loss.split for loss in self.losses)
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,11 @@ class Graph:
         return Value(blob, max(v.version for v in self.values if v.blob == blob))
 
     @cached_property
+    def read(self) -> frozenset[Value]:
+        """The values that a layer reads."""
+        return frozenset(value for node in self.nodes for value in node.bottoms)
+
+    @cached_property
     def backward(self) -> Backward:
         """Where Caffe's backward pass goes."""
         return backward_pass(self)
@@ -263,6 +274,7 @@ class _Builder:
         self.inputs: dict[str, Shape] = {}
         self.index = 0
         self.layer_name = ""
+        self.read: Sequence[int] = ()
 
     # -- places and problems -------------------------------------------------------------------------------
 
@@ -278,7 +290,8 @@ class _Builder:
 
     def build(self, layers: list[tuple[int, pb.LayerParameter]]) -> None:
         self.judge_unknown({self.origins[index]: own.type for index, own in layers if index < len(self.origins)})
-        for self.index, param in layers:
+        read = reads([param for _, param in layers])
+        for (self.index, param), self.read in zip(layers, read, strict=True):
             self.layer_name = param.name
             bottoms = self.read_bottoms(param)
             tops, layer = self.make_layer(param, bottoms)
@@ -395,6 +408,8 @@ class _Builder:
             if name:
                 self.version[name] = version
             self.shapes[value] = shape
+            if self.context.profile != DEC2013 and any(param.loss_weight[position : position + 1]):
+                self.uses[value] += 1
             values.append(value)
         return values
 
@@ -413,7 +428,7 @@ class _Builder:
         try:
             blob_shapes = [self.legal(shape) for shape in layer.blob_shapes(layer.bottom_shapes)]
             specs = _specs(layer, len(blob_shapes))
-            loss_weights = _loss_weights(layer)
+            losses = _losses(layer, self.read)
             params = self.own_params(layer, blob_shapes, specs)
             down = _propagate_down(layer)
         except VggcError as error:
@@ -428,7 +443,7 @@ class _Builder:
                 tuple(blob_shapes),
                 tuple(params),
                 tuple(specs),
-                loss_weights,
+                losses,
                 down,
             )
         )
@@ -498,14 +513,17 @@ def _specs(layer: Layer, blobs: int) -> list[pb.ParamSpec]:
     return layer.param_specs(given, blobs)
 
 
-def _loss_weights(layer: Layer) -> tuple[float, ...]:
-    """One per top; a loss layer's first top counts 1 unless stated (Layer::SetLossWeights, LossLayer::LayerSetUp)."""
-    stated = list(layer.param.loss_weight) or ([1.0] if layer.LOSS else [])
-    if not stated:
-        return (0.0,) * layer.tops
-    what = f"{len(stated)} loss_weight value(s) for {layer.tops} top(s)"
-    layer.check(len(stated) == layer.tops, what, field="loss_weight[0]", remedy="state none, or one per top")
-    return tuple(stated)
+def _losses(layer: Layer, read: Sequence[int]) -> tuple[TopLoss, ...]:
+    """One per top; a loss layer's first top counts 1 when nothing is stated, also when what was stated has moved.
+
+    Source: Layer::SetLossWeights, LossLayer::LayerSetUp, InsertSplits.
+    """
+    own, moved = stated_losses(layer.param, read)
+    own = own or ([1.0] if layer.LOSS else [])
+    what = f"{len(own)} loss_weight value(s) for {layer.tops} top(s)"
+    fits = len(own) in (0, layer.tops)
+    layer.check(fits, what, field="loss_weight[0]", remedy="state none, or one per top")
+    return tuple(TopLoss(own[top] if own else 0.0, moved.get(top, 0.0)) for top in range(layer.tops))
 
 
 def _propagate_down(layer: Layer) -> tuple[bool | None, ...]:

@@ -71,8 +71,9 @@ class Net(nn.Module):
         self.notes: tuple[str, ...] = graph.notes
         slots = {value: slot for slot, value in enumerate(graph.values)}
         parameters = parameters or _parameters(graph, arrays or {}, np.random.default_rng(seed))
-        marked = zip(graph.nodes, _idle(graph), _runs(graph), strict=True)
-        steps = [self._step(node, slots, parameters, idle, run) for node, idle, run in marked]
+        self._learning = _learning(graph)
+        marked = zip(graph.nodes, _idle(graph), _runs(graph), _lost_weights(graph), strict=True)
+        steps = [self._step(node, slots, parameters, idle, run, lost) for node, idle, run, lost in marked]
         self._every = steps
         self._steps = [step for step in steps if step.layer.TYPE != "Input"]
         self._exact, self._fast = exact_plan(self._steps), fast_plan(self._steps)
@@ -297,6 +298,7 @@ class Net(nn.Module):
         parameters: Mapping[ParamKey, nn.Parameter],
         idle: bool,
         run: Run,
+        lost: tuple[float, ...],
     ) -> Step:
         layer = node.layer
         views: list[Shape | None] = []
@@ -307,8 +309,7 @@ class Net(nn.Module):
             views.append(None if tuple(parameter.shape) == shape else shape)
         if node.params:
             self._add(layer.name, holder)
-        downs = [layer.propagates(p) if down is None else down for p, down in enumerate(node.propagate_down)]
-        cut = [position for position, down in enumerate(downs) if idle or not down]
+        cut = [position for position in range(len(node.bottoms)) if idle or not _goes_down(self.graph, node, position)]
         return Step(
             layer,
             run,
@@ -317,8 +318,10 @@ class Net(nn.Module):
             (holder,) if node.params else (),
             tuple(views),
             tuple(cut),
-            node.loss_weights,
+            tuple(a - b for a, b in zip(node.loss_weights, lost, strict=True)) if lost else node.loss_weights,
             idle=idle,
+            lost_weights=lost,
+            frozen=() if idle else _frozen(self.graph, node, self._learning),
         )
 
     def _add(self, name: str, holder: nn.Module) -> None:
@@ -328,6 +331,50 @@ class Net(nn.Module):
             number += 1
             key = f"{name}#{number}"
         self._modules[key] = holder
+
+
+def _goes_down(graph: Graph, node: Node, bottom: int) -> bool:
+    """Whether a gradient flows to a bottom that has one; force_backward is stronger than propagate_down: false."""
+    stated = node.propagate_down[bottom]
+    allowed = node.layer.propagates(bottom)
+    return allowed if stated is None else stated or (graph.net.force_backward and allowed)
+
+
+def _learns(graph: Graph, node: Node) -> list[bool]:
+    """For each parameter blob whether the layer computes its gradient."""
+    whole = graph.net.force_backward or node.layer.LEARNS_WHOLE
+    return [whole or spec.lr_mult != 0 for spec in node.specs]
+
+
+def _learning(graph: Graph) -> dict[ParamKey, bool]:
+    """Owner of a parameter blob -> whether any of the layers that share it computes a gradient."""
+    found: dict[ParamKey, bool] = {}
+    for node, idle in zip(graph.nodes, _idle(graph), strict=True):
+        for key, learns in zip(node.params, _learns(graph, node), strict=True):
+            found[key] = found.get(key, False) or (learns and not idle)
+    return found
+
+
+def _frozen(graph: Graph, node: Node, learning: Mapping[ParamKey, bool]) -> tuple[int, ...]:
+    """Positions of parameter blobs whose gradient other layers compute, but this one does not."""
+    own = enumerate(zip(node.params, _learns(graph, node), strict=True))
+    return tuple(index for index, (key, learns) in own if learning[key] and not learns)
+
+
+def _lost_weights(graph: Graph) -> list[tuple[float, ...]]:
+    """For each node the part of each top's loss weight that gives no gradient.
+
+    A loss layer's default weight stands in the diff of its top. If another layer reads that, it puts its own gradient
+    there, or, where it has none to give, the loss layer is left out (Layer::SetLossWeights, Net::Init).
+    """
+    found = []
+    for index, node in enumerate(graph.nodes):
+        own = [loss.own if value in graph.read else 0.0 for value, loss in zip(node.tops, node.losses, strict=True)]
+        if any(own):
+            written, runs = graph.backward.gradients, graph.backward.layers[index]
+            own = [w if value.blob in written or not runs else 0.0 for value, w in zip(node.tops, own, strict=True)]
+        found.append(tuple(own) if any(own) else ())
+    return found
 
 
 def _idle(graph: Graph) -> list[bool]:
@@ -373,6 +420,7 @@ def _losses(step: Step, bottoms: list[Tensor], values: list[Tensor | None]) -> l
     own = None if step.idle else getattr(step.layer, "loss", None)
     tops: list[Any] = [values[slot] for slot in step.tops]
     weighted = [w * top.sum() for w, top in zip(step.loss_weights, tops, strict=True) if w]
+    weighted += [w * top.detach().sum() for w, top in zip(step.lost_weights, tops, strict=False) if w]
     return [own(bottoms), *weighted] if own else weighted
 
 
@@ -385,7 +433,7 @@ def _parameters(
     graph: Graph, arrays: Mapping[ParamKey, np.ndarray], generator: np.random.Generator
 ) -> dict[ParamKey, nn.Parameter]:
     """One Parameter for each owned blob: the given values, else the filler's."""
-    parameters, idle = {}, _idle(graph)
+    parameters, learning = {}, _learning(graph)
     for position, node in enumerate(graph.nodes):
         fillers = node.layer.fillers()
         for index, (key, shape) in enumerate(zip(node.params, node.blob_shapes, strict=True)):
@@ -395,8 +443,7 @@ def _parameters(
             values = (
                 fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
             )
-            trainable = not idle[position] and (node.specs[index].lr_mult != 0 or graph.net.force_backward)
-            parameters[key] = nn.Parameter(_tensor(values), requires_grad=trainable)
+            parameters[key] = nn.Parameter(_tensor(values), requires_grad=learning[key])
     return parameters
 
 

@@ -9,6 +9,13 @@ from typing import NamedTuple
 from caffe_compat.schema import pb
 
 
+class TopLoss(NamedTuple):
+    """The loss weights of a top: its own, and that which stands at the split behind it."""
+
+    own: float = 0.0
+    split: float = 0.0
+
+
 class _Top(NamedTuple):
     """A top by its layer's and its own position."""
 
@@ -19,7 +26,7 @@ class _Top(NamedTuple):
 def insert_splits(layers: Sequence[pb.LayerParameter]) -> list[pb.LayerParameter]:
     """Copies of the layers, with a Split behind each top that is read more than once.
 
-    A stated loss weight counts as a reader; it moves to the split's first top.
+    A stated loss weight counts as a reader; it moves to the split's first top, and all that the layer states go.
     """
     makers, readers, weights = _readers(layers)
     used: Counter[_Top] = Counter()
@@ -43,6 +50,21 @@ def insert_splits(layers: Sequence[pb.LayerParameter]) -> list[pb.LayerParameter
     return result
 
 
+def reads(layers: Sequence[pb.LayerParameter]) -> list[list[int]]:
+    """For each layer, how many bottoms read each of its tops; bottoms that nothing makes do not count."""
+    makers, _, _ = _readers(layers)
+    found = [[0] * len(layer.top) for layer in layers]
+    for top in makers.values():
+        found[top.layer][top.top] += 1
+    return found
+
+
+def stated_losses(layer: pb.LayerParameter, read: Sequence[int]) -> tuple[list[float], dict[int, float]]:
+    """What is left of a layer's loss weights when splits stand, and the top -> weight that have moved to splits."""
+    moved = {top: weight for top, weight in enumerate(layer.loss_weight) if top < len(read) and weight and read[top]}
+    return [] if moved else list(layer.loss_weight), moved
+
+
 def _readers(
     layers: Sequence[pb.LayerParameter],
 ) -> tuple[dict[tuple[int, int], _Top], Counter[_Top], dict[_Top, float]]:
@@ -53,8 +75,9 @@ def _readers(
     weights: dict[_Top, float] = {}
     for index, layer in enumerate(layers):
         for position, blob in enumerate(layer.bottom):
-            makers[index, position] = last[blob]
-            readers[last[blob]] += 1
+            if blob in last:
+                makers[index, position] = last[blob]
+                readers[last[blob]] += 1
         last.update({blob: _Top(index, position) for position, blob in enumerate(layer.top)})
         for blob, weight in zip(layer.top, layer.loss_weight, strict=False):
             weights[last[blob]] = weight

@@ -34,6 +34,8 @@ class Step:
         views: for each parameter the shape to see it in, None for its own.
         detached: positions of bottoms that get no gradient.
         loss_weights: one a top.
+        lost_weights: one a top, or none; what these add to the loss gives no gradient.
+        frozen: positions of parameters whose gradient is that of other layers alone.
         dead: slots that no later step reads.
         idle: the profile runs no backward pass for the layer, so a loss of its own does not count either.
     """
@@ -49,20 +51,23 @@ class Step:
     dead: tuple[int, ...] = ()
     overwrite: Run | None = None
     idle: bool = False
+    lost_weights: tuple[float, ...] = ()
+    frozen: tuple[int, ...] = ()
 
     @cached_property
     def weighs(self) -> bool:
         """Whether it may add to the loss."""
-        return any(self.loss_weights) or (not self.idle and hasattr(self.layer, "loss"))
+        return any(self.loss_weights + self.lost_weights) or (not self.idle and hasattr(self.layer, "loss"))
 
     def blobs(self) -> list[Tensor]:
         """The parameters."""
         if not self.holders:
             return []
         found: list[Any] = [p for holder in self.holders for p in holder._parameters.values()]
-        if not any(self.views):
+        if not any(self.views) and not self.frozen:
             return found
-        return [p if view is None else p.view(view) for p, view in zip(found, self.views, strict=True)]
+        found = [p if view is None else p.view(view) for p, view in zip(found, self.views, strict=True)]
+        return [p.detach() if index in self.frozen else p for index, p in enumerate(found)]
 
     def advance(self, values: list[Tensor | None], keep: frozenset[int] | None) -> list[Tensor]:
         """Compute the tops and put them into their slots; returns the bottoms.
@@ -148,11 +153,18 @@ def fast_plan(steps: Sequence[Step]) -> Plan:
 
 def _join(first: Step, second: Step) -> Step | None:
     """One step for two, when the first layer knows how."""
-    run = None if any(first.loss_weights) else first.layer.fused(second.layer)
+    run = None if first.weighs else first.layer.fused(second.layer)
     if run is None:
         return None
-    holders, views = first.holders + second.holders, first.views + second.views
-    return replace(second, run=run, bottoms=first.bottoms, holders=holders, views=views, detached=first.detached)
+    return replace(
+        second,
+        run=run,
+        bottoms=first.bottoms,
+        holders=first.holders + second.holders,
+        views=first.views + second.views,
+        detached=first.detached,
+        frozen=first.frozen + tuple(len(first.views) + index for index in second.frozen),
+    )
 
 
 def _overwriting(step: Step, makers: dict[int, Step], readers: Counter[int]) -> Step:
@@ -161,7 +173,7 @@ def _overwriting(step: Step, makers: dict[int, Step], readers: Counter[int]) -> 
     if run is None or len(step.bottoms) != 1 or readers[step.bottoms[0]] != 1:
         return step
     maker = makers.get(step.bottoms[0])
-    free = maker is not None and maker.layer.OUTPUT_FREE and not any(maker.loss_weights)
+    free = maker is not None and maker.layer.OUTPUT_FREE and not maker.weighs
     return replace(step, overwrite=run) if free else step
 
 

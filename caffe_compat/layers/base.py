@@ -117,6 +117,8 @@ class Layer:
     """The first top has loss_weight 1 unless the net says otherwise."""
     OUTPUT_FREE: ClassVar[bool] = False
     """Its top is new memory that its own gradient does not need, so the next layer may overwrite it."""
+    LEARNS_WHOLE: ClassVar[bool] = False
+    """Its backward pass computes the gradients of all its blobs, also of those with lr_mult 0."""
     BACKWARD: ClassVar[bool] = True
     """Caffe has a backward pass for it."""
     VARIES: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.layers.straight_through import nan_at_zero
 from caffe_compat.python_forms import call, number
 from caffe_compat.schema import pb
 
@@ -22,8 +23,8 @@ class Eltwise(Layer):
 
     MAX: the gradient goes to one bottom. Of bottoms 0 and 1, the latter has it when they are equal; a later bottom has
     it only when it is greater than all before (the rule of Caffe's CPU code).
-    PROD: the gradient is dy times the product of the others. With stable_prod_grad: false Caffe divides instead, which
-    gives NaN where an operand is 0, and here the same as with true.
+    PROD: the gradient is dy times the product of the others. With stable_prod_grad: false Caffe divides the product by
+    the operand instead, so the gradient is NaN where that is 0.
     In place Caffe clears bottom 0 before it reads it, except for PROD, so the others are refused.
     """
 
@@ -56,6 +57,8 @@ class Eltwise(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         self.reshape(bottoms)
+        if self.operation == "PROD" and not self.p.stable_prod_grad:
+            bottoms = [nan_at_zero()(bottom) for bottom in bottoms]
         return [self.combine(bottoms)]
 
     def _sum(self, bottoms: list[Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ class HingeLoss(LossLayer):
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         import torch
 
-        scores = bottoms[0].flatten(1)  # (N, C)
+        scores = bottoms[0].reshape(len(bottoms[0]), -1)  # (N, C)
         index, _ = label_indices(self, bottoms[1].flatten()[: len(scores)], scores.shape[1])
         sign = torch.ones_like(scores, requires_grad=False).scatter_(1, index[:, None], -1)
         margins = torch.relu(1 + sign * scores)

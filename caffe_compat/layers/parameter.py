@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from caffe_compat.fillers import OF_FORKS, known, problem
@@ -28,6 +29,9 @@ class Parameter(Layer):
     BLOBS = ("weight",)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
+        what = f"a blob of shape {tuple(self.p.shape.dim)} holds no values"
+        field = "parameter_param.shape"
+        self.check(prod(self.p.shape.dim) > 0, what, field=field, remedy="let every size be at least 1")
         forks = self.context.dialect in OF_FORKS.get(self.p.blob_filler.type, ())
         why = problem(self.p.blob_filler, tuple(self.p.shape.dim), forks=forks) if self.has("blob_filler") else ""
         self.check(not why, why, field="parameter_param.blob_filler", remedy=f"fillers: {', '.join(known('bvlc'))}")

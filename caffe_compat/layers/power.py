@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.layers.straight_through import nan_at_zero
 from caffe_compat.python_forms import number
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ class Power(Layer):
     """y = (shift + scale x)^power (power_layer.cpp).
 
     With scale 0 or power 0 the bottom is not looked at: y is shift^power, or 1 for power 0, and the gradient 0.
-    Caffe divides y by (shift + scale x) in its backward pass, unless power is 1 or 2, and so gets NaN where that is 0
-    (in place: where y is); here the gradient is power scale (shift + scale x)^(power - 1) everywhere.
+    Caffe divides y by (shift + scale x) in its backward pass, unless power is 1 or 2, so the gradient is NaN where both
+    are 0. In place it takes y for x there; here the gradient is the true one.
     """
 
     TYPE = "Power"
@@ -31,6 +32,7 @@ class Power(Layer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.power, self.scale, self.shift = self.p.power, self.p.scale, self.p.shift
+        self.divides = self.power > 0 and self.power not in (1, 2)
         self.fixed = self.power * self.scale == 0
         with np.errstate(all="ignore"):
             self.value = float(np.power(np.float32(self.shift), np.float32(self.power)))
@@ -43,6 +45,8 @@ class Power(Layer):
             return [x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), self.value)]
         y = x.view_as(x) if self.scale == 1 else x * self.scale
         y = y if self.shift == 0 else y + self.shift
+        if self.divides:
+            y = nan_at_zero()(y)
         return [y if self.power == 1 else y.pow(self.power)]
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:

@@ -32,6 +32,7 @@ class Recurrent(Layer):
     PARAM = "recurrent_param"
     BOTTOMS = (2, None)
     TOPS = (1, None)
+    LEARNS_WHOLE = True
     STATES: ClassVar[tuple[str, ...]]
     """Names of the states."""
     GATES: ClassVar[int]

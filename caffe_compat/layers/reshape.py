@@ -49,6 +49,8 @@ class Reshape(Layer):
                 what = f"shape has 0 for axis {place}, which a bottom with {len(bottom)} axes lacks"
                 self.check(place < len(bottom), what, field=field, remedy="state the size")
                 top[place] = bottom[place]
+        what = f"the bottom {bottom} holds no values"
+        self.check(prod(bottom) > 0, what, field="bottom[0]", remedy="feed at least one")
         count, remedy = prod(bottom), "let the product of the sizes be the bottom's count"
         if -1 in self.dims:
             known = -prod(top)

@@ -32,6 +32,8 @@ class Scale(Layer):
     INPLACE = True
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
+        if self.p.bias_term:
+            self.axis(self.p.axis, len(bottoms[0]), "scale_param.axis")
         self.operand = operand_shape(self, bottoms)
         self.after = axes_after(self, bottoms[0], self.operand)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import log, prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from caffe_compat.dialects import BVLC
 from caffe_compat.layers.base import Shape, register
 from caffe_compat.layers.loss import (
     FLT_MIN,
@@ -29,8 +30,8 @@ class SoftmaxWithLoss(LossLayer):
 
     Labels that equal `loss_param.ignore_label` do not count. Z by `loss_param.normalization`: FULL all positions,
     VALID those that count, BATCH_SIZE the items before the axis, NONE 1; at least 1. Gradient: (p - onehot) / Z,
-    also where the logarithm was clamped. A second top holds p; no gradient comes from it.
-    Source: softmax_loss_layer.cpp.
+    also where the logarithm was clamped. A second top holds p; no gradient comes from it. BVLC Caffe refuses it: it
+    hands the two loss weights on to the Softmax layer inside, which has one top. Source: softmax_loss_layer.cpp.
     """
 
     TYPE = "SoftmaxWithLoss"
@@ -41,6 +42,9 @@ class SoftmaxWithLoss(LossLayer):
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         super().setup(bottoms)
+        what = "2 tops, which Caffe allows no number of loss_weight values for"
+        remedy = "give it one top, and take probabilities from a Softmax layer"
+        self.check(self.tops == 1 or self.context.dialect not in ("", BVLC), what, field="top[1]", remedy=remedy)
         axis = self.axis(self.param.softmax_param.axis, len(bottoms[0]), "softmax_param.axis")
         check_label_count(self, bottoms[0], bottoms[1], axis)
 

@@ -11,6 +11,25 @@ if TYPE_CHECKING:
 
 
 @cache
+def nan_at_zero() -> Callable[[Tensor], Tensor]:
+    """A function x: the same values, with a gradient that is NaN where x is 0, as after a division 0 / 0."""
+    import torch
+
+    class NanAtZero(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+            (x,) = ctx.saved_tensors
+            return grad.masked_fill(x == 0, torch.nan)
+
+    return NanAtZero.apply  # type: ignore[no-any-return]
+
+
+@cache
 def straight_through() -> Callable[[Tensor, Tensor], Tensor]:
     """A function (x, y): the values of y, with a gradient for x alone, as if they were x's. Shapes are equal."""
     import torch

@@ -88,6 +88,14 @@ def test_a_loss_weight_beside_a_reader_counts_as_one() -> None:
     assert found.gradients == {"a", "b"}
 
 
+def test_a_loss_that_another_layer_reads_runs_only_with_that_layer() -> None:
+    power = layer("Power", "c", "loss")
+    assert running(backward(product("b", "data"), LOSS, power)[0]) == []
+    graph, found = backward(product("b", "data"), LOSS, layer("Power", "c", "loss", "loss_weight: 1"))
+    assert running(graph) == ["b", "loss", "c"]
+    assert found.gradients == {"b", "loss"}
+
+
 def test_in_place_layers_share_their_blob() -> None:
     relu = 'layer { name: "r" type: "ReLU" bottom: "a" top: "a" }'
     graph, found = backward(product("a", "data"), relu, product("b", "a"), LOSS)

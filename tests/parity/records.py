@@ -101,7 +101,7 @@ def check_structure(meta: Mapping[str, Any], graph: Graph, compare: Comparison) 
         compare.equal("params", own_shapes, {name: shapes for name, shapes in meta["params"].items() if shapes})
     names = meta.get("blob_names", [])
     if names:
-        compare.equal("blobs", list(graph.shapes), [name for name in names if name not in split])
+        compare.equal("blobs", list(graph.shapes), [n for n in names if n not in split and n != AUTOMATIC])
     if names and "blob_loss_weights" in meta:
         stated = zip(names, meta["blob_loss_weights"], strict=True)
         compare.equal("loss weights", loss_weights(graph), merged(stated, split))
@@ -247,8 +247,14 @@ class Replay:
         for kind in ("out", "blob"):
             for blob, want in self.record.group(f"{step}{kind}").items():
                 tolerance = EXACT if is_count(blob, want, self.exact) else None
-                got = trace.blobs.get(blob)
+                got = self.automatic() if blob == AUTOMATIC else trace.blobs.get(blob)
                 self.compare(f"{step}{kind}/{blob}", got, want, compare, tolerance, exact=self.forward_exact)
+
+    def automatic(self) -> Any:
+        """The value of the last top that the net does not name, as pycaffe's net.blobs has it."""
+        tops = [(n.layer.name, i) for n in self.net.graph.nodes for i, value in enumerate(n.tops) if not value.blob]
+        name, index = tops[-1]
+        return self.recorder.calls[name].tops[index]
 
     def statistics(self, step: str, before: Mapping[Key, Array], compare: Comparison) -> None:
         """Parameters that the forward pass changed, and that it changed no other."""

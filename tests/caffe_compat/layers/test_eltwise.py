@@ -29,6 +29,12 @@ def test_product(stable: str) -> None:
         np.testing.assert_allclose(gradient, want, rtol=1e-12)
 
 
+def test_unstable_product_divides_by_the_operand() -> None:
+    it = lone('type: "Eltwise" eltwise_param { operation: PROD stable_prod_grad: false }', (3,), (3,))
+    found = gradients(it, [np.array([0.0, 2, 3]), np.array([4.0, 0, 5])], [np.array([1.0, 1, 0])])[0]
+    np.testing.assert_array_equal(found, [[np.nan, 0, 0], [0, np.nan, 0]])
+
+
 def test_maximum_gives_the_gradient_to_one_bottom() -> None:
     it = lone('type: "Eltwise" eltwise_param { operation: MAX }', (4,), (4,), (4,))
     bottoms = [np.array(v, float) for v in ([1, 5, 2, 0], [1, 2, 5, 0], [1, 2, 5, 3])]

@@ -121,6 +121,20 @@ def test_bnll_in_place_differentiates_its_top_in_2013() -> None:
         np.testing.assert_allclose(gradients(it, [x], [np.ones_like(x)])[0][0], 1 / (1 + np.exp(-at)), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("param", "x", "want"),
+    [
+        ("power: 3", [0.0, 2], [np.nan, 12]),
+        ("power: 0.5 shift: 1 scale: 2", [-0.5, 1.5], [np.nan, 0.5]),
+        ("power: 2", [0.0, 2], [0, 4]),
+        ("power: -1", [0.0, 2], [-np.inf, -0.25]),
+    ],
+)
+def test_power_is_divided_by_its_base_in_the_gradient(param: str, x: list[float], want: list[float]) -> None:
+    it = lone(f'type: "Power" power_param {{ {param} }}', (2,))
+    np.testing.assert_allclose(gradients(it, [np.array(x)], [np.ones(2)])[0][0], want)
+
+
 def test_fixed_power_ignores_nan() -> None:
     it = lone('type: "Power" power_param { scale: 0 shift: 3 }', (2,))
     x = np.array([np.nan, np.inf])

@@ -78,8 +78,8 @@ def test_reshape_refuses(param: str, message: str) -> None:
         lone(f'type: "Reshape" reshape_param {{ {param} }}', SHAPE)
 
 
-def test_empty_bottoms_leave_nothing_for_minus_one() -> None:
-    with pytest.raises(LayerError, match="no multiple"):
+def test_reshape_refuses_empty_bottoms() -> None:
+    with pytest.raises(LayerError, match="holds no values"):
         lone('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 } }', (0, 3))
 
 

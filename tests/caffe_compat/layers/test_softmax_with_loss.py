@@ -86,19 +86,6 @@ def test_nothing_counts() -> None:
     assert not grad.any()
 
 
-def test_probabilities_as_second_top_have_no_gradient() -> None:
-    it = lone(text(weights="loss_weight: 1 loss_weight: 0"), (2, 3), (2,), tops=2)
-    (x,) = arrays((2, 3))
-    labels = np.array([0.0, 2.0])
-    assert it.top_shapes == [(), (2, 3)]
-    loss, p = forward(it, [x, labels])
-    np.testing.assert_allclose(p.sum(1), 1)
-    np.testing.assert_allclose(loss, -np.log(p[[0, 1], [0, 2]]).mean())
-    tops = it.layer.forward([torch.from_numpy(x).requires_grad_(), torch.from_numpy(labels)], [])
-    assert tops[0].requires_grad
-    assert not tops[1].requires_grad
-
-
 @pytest.mark.parametrize("x", [[1000.0, 0.0], [np.inf, 0.0], [0.0, -np.inf], [-200.0, 0.0]])
 def test_clamped_losses_keep_their_gradient(x: list[float]) -> None:
     it = lone(text(), (1, 2), (1,))
@@ -144,9 +131,11 @@ def test_refused(fields: str, shapes: tuple[tuple[int, ...], ...], message: str)
         lone(f'type: "SoftmaxWithLoss" {fields}', *shapes)
 
 
-def test_two_tops_need_two_loss_weights() -> None:
-    with pytest.raises(LayerError, match="1 loss_weight value"):
-        lone('type: "SoftmaxWithLoss"', (2, 3), (2,), tops=2)
+@pytest.mark.parametrize("weights", ["", "loss_weight: 1", "loss_weight: 1 loss_weight: 0"])
+def test_two_tops_are_refused(weights: str) -> None:
+    """Caffe's Softmax layer inside has the same loss weights, and one top."""
+    with pytest.raises(LayerError, match="2 tops"):
+        lone(f'type: "SoftmaxWithLoss" {weights}', (2, 3), (2,), tops=2)
 
 
 def test_the_top_may_be_left_out() -> None:
