@@ -199,22 +199,29 @@ class BaseConvolution(Layer):
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
         if not self._plain:
             return super().to_python(w, bottoms)
-        geo, (out, into) = self.geometry, self.in_out(self.bottom_shapes[0][1])
-        stated = (("stride", geo.stride, 1), ("padding", geo.pad, 0), ("dilation", geo.dilation, 1))
-        named = {name: size(values) for name, values, usual in stated if set(values) != {usual}}
-        groups = self._arguments[3]
+        called = self.python_calls(w, bottoms)
+        return called[0] if len(called) == 1 else f"({', '.join(called)})"
+
+    def python_calls(self, w: PythonWriter, bottoms: list[str]) -> list[str]:
+        """An expression for each top."""
+        out, into = self.in_out(self.bottom_shapes[0][1])
         made = w.module(
             call(
-                f"nn.{self.OP}{len(geo.kernel)}d",
+                f"nn.{self.OP}{len(self.geometry.kernel)}d",
                 *map(str, (into, out) if self.OP == "Conv" else (out, into)),
-                kernel_size=size(geo.kernel),
-                **named,
-                groups=None if groups == 1 else str(groups),
+                kernel_size=size(self.geometry.kernel),
+                **self.python_arguments(),
                 bias=None if self.p.bias_term else "False",
             )
         )
-        called = [f"{made}({bottom})" for bottom in bottoms]
-        return called[0] if len(called) == 1 else f"({', '.join(called)})"
+        return [f"{made}({bottom})" for bottom in bottoms]
+
+    def python_arguments(self) -> dict[str, str | None]:
+        """What is not as usual, named as torch's modules and functions name it."""
+        geo, groups = self.geometry, self._arguments[3]
+        stated = (("stride", geo.stride, 1), ("padding", geo.pad, 0), ("dilation", geo.dilation, 1))
+        named = {name: size(values) for name, values, usual in stated if set(values) != {usual}}
+        return {**named, "groups": None if groups == 1 else str(groups)}
 
     def to_onnx(self, g: OnnxWriter, bottoms: list[str], tops: list[str], blobs: list[str]) -> None:
         spatial = len(self.geometry.kernel)

@@ -9,6 +9,7 @@ from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, reg
 from caffe_compat.layers.convolution import BaseConvolution, Convolution
 from caffe_compat.layers.deconvolution import Deconvolution
 from caffe_compat.onnx_forms import reshape
+from caffe_compat.python_forms import call
 from caffe_compat.schema import pb
 
 if TYPE_CHECKING:
@@ -47,7 +48,16 @@ class OfVideo(BaseConvolution):
         super().to_onnx(g, bottoms, tops, [*blobs[:1], *(reshape(g, bias, (-1,))[0] for bias in blobs[1:])])
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
-        return Layer.to_python(self, w, bottoms)
+        return super().to_python(w, bottoms)
+
+    def python_calls(self, w: PythonWriter, bottoms: list[str]) -> list[str]:
+        if not self.p.bias_term:
+            return super().python_calls(w, bottoms)
+        weight, bias = map(str, self.blob_shapes(self.bottom_shapes))
+        kept = w.module(call(w.part("Blobs"), weight=weight, bias=bias))  # torch's modules have the bias flat
+        function = "F.conv3d" if self.OP == "Conv" else "F.conv_transpose3d"
+        arguments = f"{kept}.weight", f"{kept}.bias.flatten()"
+        return [call(function, bottom, *arguments, **self.python_arguments()) for bottom in bottoms]
 
 
 def plain(stated: Any) -> pb.ConvolutionParameter:

@@ -330,6 +330,14 @@ MORE = [
     Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 axis: 2 }'),
     Example('type: "Convolution" convolution_param { num_output: 2 kernel_size: 5 stride: 9 }'),
     Example('type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 4 stride: 2 pad: 1 group: 3 }'),
+    *(
+        Example(f'type: "{kind}3D" convolution3d_param {{ num_output: 4 {sizes} }}', ((2, 3, 5, 7, 6),), dialect="c3d")
+        for kind in ("Convolution", "Deconvolution")
+        for sizes in (
+            "kernel_size: 3 kernel_depth: 2 stride: 2 temporal_stride: 3 pad: 1 temporal_pad: 0",
+            "kernel_size: 3 kernel_depth: 3 bias_term: false",
+        )
+    ),
     Example('type: "InnerProduct" inner_product_param { num_output: 4 transpose: true }'),
     Example('type: "InnerProduct" inner_product_param { num_output: 4 axis: -1 bias_term: false }'),
     Example('type: "Pooling" pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 }'),
@@ -383,8 +391,9 @@ def test_most_layers_of_known_nets_are_written() -> None:
 
 
 KNOWN = """
-AbsVal BNLL BatchNorm Bias Clip Concat Convolution Crop Deconvolution Dropout ELU Eltwise Exp Flatten InnerProduct LRN
-Log Normalize PReLU Permute Pooling Power ReLU ReLU6 Reshape Scale Sigmoid Slice Softmax Split Swish TanH
+AbsVal BNLL BatchNorm Bias Clip Concat Convolution Convolution3D Crop Deconvolution Deconvolution3D Dropout ELU Eltwise
+Exp Flatten InnerProduct LRN Log Normalize PReLU Permute Pooling Power ReLU ReLU6 Reshape Scale Sigmoid Slice Softmax
+Split Swish TanH
 """
 
 
@@ -417,6 +426,23 @@ def test_wide_padding(method: str, size: tuple[int, int], rounding: str, tmp_pat
     assert "wide_" in path.read_text()
     ours, theirs = outputs(model, path)
     assert torch.equal(ours["y"], theirs["y"])
+
+
+def test_bias_of_five_axes(tmp_path: Path) -> None:
+    text = """
+    input: "x" input_shape { dim: 1 dim: 2 dim: 3 dim: 5 dim: 5 }
+    layer { name: "c" type: "Convolution3D" bottom: "x" top: "c"
+            convolution3d_param { num_output: 4 kernel_size: 3 kernel_depth: 2 } }
+    layer { name: "d" type: "Deconvolution3D" bottom: "c" top: "d"
+            convolution3d_param { num_output: 3 kernel_size: 3 kernel_depth: 2 } }
+    """
+    model = parsed(text)
+    path = write(model, tmp_path)
+    check_form(path)
+    assert "c = F.conv3d(x, self.c.weight, self.c.bias.flatten())" in path.read_text()
+    assert loaded(path).d.bias.shape == (1, 1, 1, 1, 3)
+    ours, theirs = outputs(model, path)
+    assert torch.equal(ours["d"], theirs["d"])
 
 
 def test_halves_are_read(tmp_path: Path) -> None:
