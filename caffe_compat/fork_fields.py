@@ -59,6 +59,8 @@ WITHOUT_EFFECT = {
     "net_quantization_param": "the fork then rounds weights and blobs to a few bits; here they stay as they are",
 }
 """Fields of a net that are left out, and what that means."""
+OBSOLETE = {"layer.can_clobber": "only Caffe of March 2014 had it, and no code read it"}
+"""Fields that were once in BVLC's schema, by their path in a layer of that time, and why nothing is lost."""
 REMEDY = "remove it if it does not matter for this net"
 
 
@@ -83,6 +85,8 @@ def judge_unknown(unknown: UnknownField, dialect: str, kind: str = "") -> GraphE
         return f"{unknown.where}: {name} changes nothing here and is ignored"
     if unknown.path in WITHOUT_EFFECT and dialect != BVLC:
         return f"{unknown.where}: {name} is ignored: {WITHOUT_EFFECT[unknown.path]}"
+    if path in OBSOLETE and dialect != BVLC:
+        return f"{unknown.where}: {name} is ignored: {OBSOLETE[path]}"
     forks = forks_with_field(_message_of(path, net=path == unknown.path), name)
     what = f'unknown field "{name}"' + (f", which is one of {', '.join(forks)}" if forks else "")
     return GraphError(what, where=unknown.where, remedy=REMEDY if forks else "remove it")

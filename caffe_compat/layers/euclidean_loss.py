@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @register
 class EuclideanLoss(LossLayer):
-    """loss = 1/(2N) sum (a - b)^2, with gradients to both bottoms. Source: euclidean_loss_layer.cpp."""
+    """loss = 1/(2N) sum (a - b)^2, with gradients to both bottoms. Source: euclidean_loss_layer.cpp.
+
+    In nets of C3D (v1.0), whose blobs have a length as well, bottoms may have five axes, and must be alike in all.
+    """
 
     TYPE = "EuclideanLoss"
     V1 = ("EUCLIDEAN_LOSS",)
@@ -26,8 +29,15 @@ class EuclideanLoss(LossLayer):
     def setup(self, bottoms: Sequence[Shape]) -> None:
         super().setup(bottoms)
         what = f"bottoms of shape {bottoms[0]} and {bottoms[1]} differ in the values per item"
-        same = prod(bottoms[0][1:]) == prod(bottoms[1][1:])
+        same = bottoms[0] == bottoms[1] if self._videos else prod(bottoms[0][1:]) == prod(bottoms[1][1:])
         self.check(same, what, field="bottom[1]", remedy="make both bottoms the same size")
+
+    @property
+    def _videos(self) -> bool:
+        return self.context.dialect == "c3d-v1.0"
+
+    def most_axes(self) -> int | None:
+        return 5 if self._videos else self.MAX_AXES
 
     def propagates(self, bottom: int) -> bool:
         return True

@@ -40,13 +40,18 @@ class LossLayer(Layer):
         known = self.PRE_FIXED or self.param.loss_param.normalization != pb.LossParameter.PRE_FIXED
         remedy = "state FULL, VALID, BATCH_SIZE or NONE, or name the dialect of the fork that has it"
         self.check(known, what, field="loss_param.normalization", remedy=remedy)
+        most = self.most_axes()
         for position, shape in enumerate(bottoms):
             self.check(
-                self.MAX_AXES is None or len(shape) <= self.MAX_AXES,
-                f"bottom {position} has {len(shape)} axes; {self.TYPE} allows {self.MAX_AXES}",
+                most is None or len(shape) <= most,
+                f"bottom {position} has {len(shape)} axes; {self.TYPE} allows {most}",
                 field=f"bottom[{position}]",
                 remedy="put a Reshape or Flatten layer before it",
             )
+
+    def most_axes(self) -> int | None:
+        """Most axes of each bottom in this net; None for any number."""
+        return self.MAX_AXES
 
     def check_batch(self, bottoms: Sequence[Shape]) -> None:
         """Data and labels have one first dimension (LossLayer::Reshape)."""

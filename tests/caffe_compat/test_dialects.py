@@ -438,6 +438,17 @@ def test_fields_that_choose_an_engine_are_noted(dialect: str) -> None:
         Graph.from_net(document.message, source=document.map, dialect="bvlc")
 
 
+def test_a_field_that_no_code_ever_read_is_noted() -> None:
+    layer = 'layer { name: "r" type: "relu" can_clobber: false } bottom: "x" top: "y"'
+    document = parse(f'input: "x" input_dim: [1, 2, 3, 4] layers {{ {layer} }}', pb.NetParameter)
+    assert isinstance(document.message, pb.NetParameter)
+    graph = Graph.from_net(document.message, source=document.map)
+    assert graph.shapes["y"] == (1, 2, 3, 4)
+    assert any("can_clobber is ignored: only Caffe of March 2014 had it" in note for note in graph.notes)
+    with pytest.raises(GraphError, match='unknown field "can_clobber"'):
+        Graph.from_net(document.message, source=document.map, dialect="bvlc")
+
+
 # -- commands ----------------------------------------------------------------------------------------------
 
 

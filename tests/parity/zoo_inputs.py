@@ -17,6 +17,8 @@ FRAMES = 16
 VIDEO_TYPES = frozenset({"Convolution3D", "NdConvolution"})
 """Layers whose bottoms have an axis for frames."""
 REGIONS = 8
+FACE = 17
+"""Values of the truth of a face: points, angles, attributes, size."""
 SIDES = (224, 227, 299, 300, 32, 28, 64, 321, 416, 512, 331, 48, 12, 256, 128)
 """Heights and widths of images tried when the net states none."""
 SIDE, EACH = 0, -1
@@ -161,6 +163,8 @@ def asked_by(layer: pb.LayerParameter, position: int, shapes: Mapping[str, Shape
     if layer.type == "Slice" and layer.slice_param.axis == 1:
         points = layer.slice_param.slice_point
         return (EACH, points[-1] + 1 if points else len(layer.top))
+    if layer.type == "FaceAttriEvaluate" and position == 1:
+        return (EACH, FACE)
     compared = 0 < position < COMPARED.get(layer.type, 2) and layer.type.endswith("Loss")
     return shapes.get(layer.bottom[0], ()) if compared else ()
 

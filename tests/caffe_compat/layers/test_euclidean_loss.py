@@ -24,6 +24,15 @@ def test_loss_and_gradients(shapes: tuple[tuple[int, ...], ...]) -> None:
     check_gradients(it, [a, b])
 
 
+def test_videos_of_c3d_have_five_axes_all_alike() -> None:
+    shape = (2, 3, 4, 2, 2)
+    a, b = arrays(shape, shape)
+    it = lone(TEXT, shape, shape, dialect="c3d-v1.0")
+    np.testing.assert_allclose(forward(it, [a, b])[0], ((a - b) ** 2).sum() / 4)
+    with pytest.raises(LayerError, match="values per item"):
+        lone(TEXT, shape, (2, 3, 2, 4, 2), dialect="c3d-v1.0")
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

@@ -253,6 +253,7 @@ ELSEWHERE = {
         "FrcnnOutput ProposalTarget ScaleRoute",
         LABELS,
     ),
+    "test_center_grid": ("BatchNormScale CenterGridOutput FaceAttriEvaluate", LABELS),
     "test_ctc_loss": ("CTCLoss CtcLoss", LABELS),
     "test_data": ("Data Data2013", FILES),
     "test_detection_evaluate": ("DetectionEvaluate", LABELS),
