@@ -22,6 +22,7 @@ demo: $(VENV)/repro.stamp
 bench: $(VENV)/test.stamp
 	@$(PY) -m tests.bench.convert
 	@$(PY) -m tests.bench.to_caffe
+	@$(PY) -m tests.bench.forward --compile
 	@$(PY) -m tests.bench.pipeline
 	@$(PY) -m tests.bench.solver
 	@$(PY) -m tests.bench.training
