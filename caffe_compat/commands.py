@@ -29,6 +29,12 @@ dialect_option = click.option(
     callback=_dialect,
     help="The fork that the net is for, by default judged by its layers; bvlc refuses what forks have added.",
 )
+python_layers_option = click.option(
+    "--python-layers",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Run the Python layers that pycaffe code in DIR defines; give it for code that you trust.",
+)
 
 
 @click.command(short_help="Bring a net, its weights or a solver to the newest generation.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from caffe_compat.commands import dialect_option
+from caffe_compat.commands import dialect_option, python_layers_option
 from caffe_compat.errors import one_line
 from caffe_compat.loading import State
 from converters.convert import FORMATS, Options, Report, Result
@@ -71,6 +71,7 @@ shapes_option = click.option(
 @shapes_option
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @dialect_option
+@python_layers_option
 @click.option("--weights-only", is_flag=True, help="Convert the weights of a net that cannot be built.")
 @click.option(
     "--generation",
@@ -101,6 +102,7 @@ def convert(
     shapes: dict[str, tuple[int, ...]],
     profile: str,
     dialect: str,
+    python_layers: str | None,
     weights_only: bool,
     generation: str,
     pool_rewrite: str,
@@ -118,7 +120,7 @@ def convert(
 
     Means go from .binaryproto to .npy and back, a .solverstate to .safetensors, .h5 or .npz.
     """
-    state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
+    state = State(profile=profile, dialect=dialect, input_shapes=shapes or None, python_layers=python_layers)
     how = Options(net, names, opset, not static_batch, strict, force, weights_only, generation, state=state)
     asked = Extras(**{name: value for name, value in extras.items() if value is not None})
     options = replace(how, pool_rewrite=pool_rewrite, fold_batch_norm=asked.fold_bn, extras=asked)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from caffe_compat.commands import dialect_option
+from caffe_compat.commands import dialect_option, python_layers_option
 from caffe_compat.errors import VggcError, one_line
 from caffe_compat.loading import State
 from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
@@ -21,16 +21,24 @@ from converters.inspect import Inspection, Row, inspect, resolve, shapes_text
 @click.option("--level", type=int, default=0, show_default=True, help="The level for include and exclude rules.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @dialect_option
+@python_layers_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect_command(
-    file: str, phase: str, stages: tuple[str, ...], level: int, profile: str, dialect: str, as_json: bool
+    file: str,
+    phase: str,
+    stages: tuple[str, ...],
+    level: int,
+    profile: str,
+    dialect: str,
+    python_layers: str | None,
+    as_json: bool,
 ) -> None:
     """Look at FILE: a prototxt, caffemodel, safetensors, HDF5, .pt or ONNX file, a mean image, a solver state, or a net
     that comes along ("E").
 
     Every unsupported or suspicious thing is listed in one pass; the exit code is 1 when there is any problem.
     """
-    found = inspect(resolve(file), State(phase, stages, level, profile, dialect))
+    found = inspect(resolve(file), State(phase, stages, level, profile, dialect, python_layers=python_layers))
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from caffe_compat.commands import dialect_option
+from caffe_compat.commands import dialect_option, python_layers_option
 from caffe_compat.loading import State
 from converters.commands import shapes_option
 from converters.verify import BEST, TOLERANCE, Comparison, Options, Row
@@ -38,6 +38,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--opencv", is_flag=True, help="Let OpenCV 4's own importer read and run A, a .caffemodel.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
 @dialect_option
+@python_layers_option
 @click.option("--html", "page", type=PATH, help="Write the report as one HTML file.")
 @click.option("--force", is_flag=True, help="Replace the HTML file when it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -54,6 +55,7 @@ def verify(
     opencv: bool,
     profile: str,
     dialect: str,
+    python_layers: str | None,
     page: Path | None,
     force: bool,
     as_json: bool,
@@ -70,7 +72,7 @@ def verify(
 
     if page is not None:
         check_page(page, force)
-    state = State(profile=profile, dialect=dialect, input_shapes=shapes or None)
+    state = State(profile=profile, dialect=dialect, input_shapes=shapes or None, python_layers=python_layers)
     options = Options(net_a, net_b, state, values, seed, tolerance, not weights_only, opencv)
     found = run_verify(a, b, options)
     if page is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from caffe_compat.commands import dialect_option
+from caffe_compat.commands import dialect_option, python_layers_option
 
 if TYPE_CHECKING:
     from repro.collecting import Running
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 A_PATH = click.Path(path_type=Path)
-ABOUT_MODELS = ("mean", "scale", "order", "output", "profile", "dialect")
+ABOUT_MODELS = ("mean", "scale", "order", "output", "profile", "dialect", "python_layers")
 ABOUT_RUNNING = ("engine", "device", "amp", "channels_last", "compiled")
 
 
@@ -63,6 +63,7 @@ def model_options(command: F) -> F:
         click.option("--output", default="", metavar="BLOB", help="The posteriors, when the net has several outputs."),
         click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", help="Semantics."),
         dialect_option,
+        python_layers_option,
     ]
     return _with(command, options)
 

@@ -199,6 +199,7 @@ def open_classifier(
     output: str = "",
     profile: str = "bvlc",
     dialect: str = "",
+    python_layers: str | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Classifier:
     """Open a model.
@@ -208,6 +209,7 @@ def open_classifier(
         net: prototxt of the net.
         mean, scale, order: see `preparation`.
         output: the blob of posteriors, when the net has several outputs.
+        profile, dialect, python_layers, shapes: see `caffe_compat.load`.
 
     Raises:
         VggcError: it cannot be read, or is no net of one image input.
@@ -215,7 +217,7 @@ def open_classifier(
     how = {"mean": mean, "scale": scale, "order": order}
     if path.suffix.lower() == ".onnx":
         return _onnx(path, net, how, output)
-    state = State(profile=profile, dialect=dialect, input_shapes=shapes)
+    state = State(profile=profile, dialect=dialect, input_shapes=shapes, python_layers=python_layers)
     model = prepare(path, ConvertOptions(net=net, state=state)).model
     return _classifier(path, model, how, output)
 

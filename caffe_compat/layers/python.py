@@ -86,7 +86,8 @@ class _Unknown(Python):
         for field in ("module", "layer"):
             what = f"python_param.{field} is not stated"
             self.check(self.has(field), what, field="python_param", remedy="name the module and the class")
-        own = f"give python_layers=FOLDER when FOLDER/{module.replace('.', '/')}.py is pycaffe code that you trust"
+        file = f"DIR/{module.replace('.', '/')}.py"
+        own = f'give --python-layers DIR (python_layers="DIR" in Python) when {file} is pycaffe code that you trust'
         layer = f'write a Layer in torch under @caffe_compat.register_layer("{name}"), or {own}'
         tops = ", ".join(param.top)
         source = f"if it reads data, replace it by an Input layer with top {tops}; or {own}"

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caffe_compat.commands import dialect_option, python_layers_option
+
 if TYPE_CHECKING:
     from caffe_compat.solvers.solver import Solver
 
@@ -38,7 +40,8 @@ def glog(line: str, say: Log | None = None) -> None:
 @click.option("--weights", help="Weight file(s) to start from, separated by commas.")
 @click.option("--snapshot", type=click.Path(path_type=Path), help="Solver state to go on from.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
-@click.option("--dialect", default="", help="The fork whose layers take precedence.")
+@dialect_option
+@python_layers_option
 @click.option("--device", help="cpu, cuda or cuda:N; by default as solver_mode says, where there is a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def train(
@@ -47,6 +50,7 @@ def train(
     snapshot: Path | None,
     profile: str,
     dialect: str,
+    python_layers: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -64,7 +68,9 @@ def train(
         def log(line: str) -> None:
             glog(line, say)
 
-        made = Solver(solver, weights, profile=profile, dialect=dialect, log=log, device=device)
+        made = Solver(
+            solver, weights, profile=profile, dialect=dialect, python_layers=python_layers, log=log, device=device
+        )
         if snapshot:
             log(f"Resuming from {snapshot}")
             made.restore(snapshot)
@@ -164,6 +170,8 @@ def _snapshots_on_hangup(made: Solver) -> Iterator[None]:
 @click.option("--stage", "stages", multiple=True, help="A stage for include and exclude rules.")
 @click.option("--level", type=int, default=0, show_default=True, help="The level for include and exclude rules.")
 @click.option("--profile", type=click.Choice(["bvlc", "dec2013"]), default="bvlc", show_default=True, help="Semantics.")
+@dialect_option
+@python_layers_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the means as JSON, without the batches.")
 def test(
@@ -173,6 +181,8 @@ def test(
     stages: tuple[str, ...],
     level: int,
     profile: str,
+    dialect: str,
+    python_layers: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -182,7 +192,17 @@ def test(
     from caffe_compat.solvers.scoring import run_batches
     from caffe_compat.solvers.solver import chosen_device
 
-    module = load(net, weights, phase="TEST", stages=stages, level=level, strict=False, profile=profile)
+    module = load(
+        net,
+        weights,
+        phase="TEST",
+        stages=stages,
+        level=level,
+        strict=False,
+        profile=profile,
+        dialect=dialect,
+        python_layers=python_layers,
+    )
     module.to(chosen_device(pb.SolverParameter(), device))
     found = run_batches(module, iterations, (lambda _line: None) if as_json else click.echo)
     if as_json:

@@ -48,6 +48,7 @@ class Solver:
         restore: a .solverstate to go on from.
         profile: "bvlc" or "dec2013".
         dialect: the fork whose layers take precedence.
+        python_layers: folder from which pycaffe-style Python layers may be imported; none are run otherwise.
         log: called with each line that Caffe would log, without its time and place.
         device: where to compute, "cpu" or "cuda:0"; by default as solver_mode says, where there is a GPU.
 
@@ -80,6 +81,7 @@ class Solver:
         *,
         profile: str = "bvlc",
         dialect: str = "",
+        python_layers: str | None = None,
         log: Log | None = None,
         device: str | None = None,
     ) -> None:
@@ -87,7 +89,7 @@ class Solver:
         self.param = upgrade_solver(read_solver(self.path)).solver
         self.log: Log = log or (lambda _line: None)
         self.log(f"Initializing solver from parameters: \n{dump(self.param)}")
-        self._shared: dict[str, Any] = {"seed": max(self.param.random_seed, 0)}
+        self._shared: dict[str, Any] = {"seed": max(self.param.random_seed, 0), "python_layers": python_layers}
         place = self._place()
         self._folder = place.folder
         self._check(place.solver)

@@ -162,7 +162,8 @@ def test_nothing_is_run_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         build(None, "Scaled", (2, 3))
     text = str(caught.value)
     assert '@caffe_compat.register_layer("py_example.Scaled")' in text
-    assert "python_layers=FOLDER" in text
+    assert '--python-layers DIR (python_layers="DIR" in Python)' in text
+    assert "DIR/py_example.py" in text
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "module is not stated"), ('module: "m"', "layer is not stated")])
