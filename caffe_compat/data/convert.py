@@ -42,7 +42,7 @@ class Settings:
 
     Attributes:
         backend: "lmdb" or "leveldb".
-        gray: one channel instead of three.
+        gray: one channel instead of three, also with `encoded`, where convert_imageset keeps coloured files.
         resize: height and width, zeros to leave images as they are.
         encoded: store files instead of pixels, in the format that the file's ending says.
         encode_type: store files in this format, "png", "jpg", ...

@@ -34,7 +34,7 @@ class SoftmaxWithLossOHEM(SoftmaxWithLossRfcn):
     """SoftmaxWithLoss with a third top, of the labels' shape: the loss of each label, 0 where it does not count.
 
     The sum over that top divided by Z is the first top; no gradient comes from the second and the third. In intel's
-    fork Z may be PRE_FIXED, `loss_param.pre_fixed_normalizer`, at least 1.
+    fork Z may be PRE_FIXED, `loss_param.pre_fixed_normalizer`, at least 1; superxuang's dies of it.
     Source: softmax_loss_ohem_layer.cu of superxuang/caffe_3d_faster_rcnn.
     """
 
@@ -44,6 +44,13 @@ class SoftmaxWithLossOHEM(SoftmaxWithLossRfcn):
     DIALECTS = ("3d-faster-rcnn", "intel")
     PRE_FIXED = True
     FORK_FIELDS = ("loss_param.pre_fixed_normalizer",)
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        fine = self.context.dialect != "3d-faster-rcnn" or normalization(self.p) != pb.LossParameter.PRE_FIXED
+        remedy = "state FULL, VALID, BATCH_SIZE or NONE, or name the dialect intel"
+        what = "normalization PRE_FIXED, which this fork knows in SmoothL1LossOHEM alone"
+        self.check(fine, what, field="loss_param.normalization", remedy=remedy)
 
     def normalizer(self, outer: int, inner: int, counted: Tensor | None) -> Any:
         if normalization(self.p) == pb.LossParameter.PRE_FIXED:

@@ -133,6 +133,24 @@ def test_one_matrix_for_all() -> None:
     check_gradients(it, [a], [b])
 
 
+@pytest.mark.parametrize(("turn_a", "turn_b"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 3, 4)])
+def test_one_matrix_for_all_is_not_turned_but_read_by_columns(
+    shape: tuple[int, ...], turn_a: bool, turn_b: bool
+) -> None:
+    text = f"transpose_a: {str(turn_a).lower()} transpose_b: {str(turn_b).lower()}"
+    it = lone(f'type: "MatMul" matmul_param {{ {text} }}', shape, (4, 5))
+    a, b = arrays(shape, (4, 5))
+    left = a.ravel().reshape((6, 4), order="F" if turn_a else "C")
+    right = b.ravel().reshape((4, 5), order="F" if turn_b else "C")
+    want = (left @ right).reshape(*shape[:-1], 5)
+    assert it.top_shapes == [want.shape]
+    np.testing.assert_allclose(forward(it, [a, b])[0], want)
+    check_gradients(it, [a, b])
+    assert LAYERS.ratio(run_onnx(session(it), [a, b])[0], forward(it, [a, b], dtype=np.float32)[0]) <= 1
+    assert it.layer.macs([shape, (4, 5)], [want.shape]) == want.size * 4
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
@@ -160,7 +178,6 @@ def test_one_matrix_for_all() -> None:
         ('type: "MatMul"', [(2, 3)], "one bottom and no blob_shape", "matmul_param"),
         ('type: "MatMul"', [(2, 3, 4), (2, 2, 4, 5)], "B has shape (2, 2, 4, 5)", "bottom"),
         ('type: "MatMul"', [(4,), (4,)], "B has shape (4,)", "bottom"),
-        ('type: "MatMul" matmul_param { transpose_b: true }', [(2, 3, 4), (5, 4)], "a B of two axes", "matmul_param"),
     ],
 )
 def test_parameters_that_are_refused(text: str, shapes: list[tuple[int, ...]], what: str, field: str) -> None:
@@ -187,6 +204,7 @@ def test_indicators_need_sizes(name: str) -> None:
         ('type: "ReverseTime"', [(5, 2, 3), (3,)], "lengths of shape"),
         ('type: "ReverseTime"', [(5, 2, 3), (2, 1)], "lengths of shape"),
         ('type: "MatMul"', [(2, 3, 4), (2, 3, 5)], "cannot be multiplied"),
+        ('type: "MatMul" matmul_param { transpose_b: true }', [(2, 3, 4), (5, 4)], "cannot be multiplied"),
         ('type: "MatMul"', [(2, 3, 4), (3, 4, 5)], "cannot be multiplied"),
     ],
 )

@@ -145,8 +145,8 @@ def test_fixed_normalizer_is_of_the_ohem_layer_alone() -> None:
     it = lone(f'type: "SoftmaxWithLossOHEM" {fixed}', (2, 3), (2,), dialect="intel")
     plain = lone('type: "SoftmaxWithLossOHEM" loss_param { normalization: NONE }', (2, 3), (2,), dialect="intel")
     np.testing.assert_allclose(forward(it, [x, labels])[0] * 4, forward(plain, [x, labels])[0])
-    for dialect in ("", "rfcn"):
-        wrong = 'type: "SoftmaxWithLoss" loss_param { normalization: PRE_FIXED }'
+    for kind, dialect in (("", ""), ("", "rfcn"), ("OHEM", "3d-faster-rcnn")):
+        wrong = f'type: "SoftmaxWithLoss{kind}" loss_param {{ normalization: PRE_FIXED }}'
         what, field = refusal(wrong, (2, 3), (2,), dialect=dialect)
         assert "PRE_FIXED" in what
         assert field == "loss_param.normalization"
