@@ -254,6 +254,7 @@ ELSEWHERE = {
         LABELS,
     ),
     "test_center_grid": ("BatchNormScale CenterGridOutput FaceAttriEvaluate", LABELS),
+    "test_conv_lstm": ("ConvLSTM ConvLSTMUnit", LABELS),
     "test_ctc_loss": ("CTCLoss CtcLoss", LABELS),
     "test_data": ("Data Data2013", FILES),
     "test_detection_evaluate": ("DetectionEvaluate", LABELS),
