@@ -99,6 +99,8 @@ class _Reader:
             raise self.error(what, "", "give a file saved by Caffe's snapshot or save_hdf5")
         for name in data:
             self.group(self.layer_group(data, name), name, 1)
+        if not self.layers:
+            raise self.error("its group /data has no layers", "", "give a file saved by Caffe's snapshot or save_hdf5")
         if "diff" in file:
             self.notes.append("gradients (/diff) are in the file and were not read")
         return Weights(tuple(self.layers), self.source, "hdf5", self.metadata(file), tuple(self.notes))

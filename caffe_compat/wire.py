@@ -68,6 +68,10 @@ def read_caffemodel(path: PathName, dialect: str = "") -> Model:
     """
     source = os.fspath(path)
     carved = _carve(map_file(source), source, pb.NetParameter, "a caffemodel", dialect)
+    if carved.message.layer and carved.message.layers:
+        what = "it has both layer and layers, which are of different generations"
+        remedy = "write the whole net in one generation; Caffe would refuse it or drop those of the newer one"
+        raise carved.carver.tags.error(carved.carver.positions["layer[0]"].offset, what, remedy)
     layers = _layers(carved)
     return Model(carved.message, Weights(tuple(layers), source), carved.map(source), carved.guess)
 
@@ -357,7 +361,7 @@ class _BlobReader:
         self.carver, self.tags, self.site, self.index, self.skipped = carver, carver.tags, site, index, skipped
         self.parts: dict[str, list[Any]] = {}
         self.offsets: dict[str, int] = {}
-        self.diff = 0
+        self.diffs = Counter[str]()
         self.first_unknown = len(carver.unknown)
 
     def read(self) -> Blob:
@@ -367,8 +371,9 @@ class _BlobReader:
         legacy = any(proto.HasField(name) for name in _LEGACY)
         shape = tuple(getattr(proto, name) for name in _LEGACY) if legacy else tuple(proto.shape.dim)
         self.check(shape, values.size, legacy or bool(shape))
-        self.skipped.blobs += bool(self.diff)
-        self.skipped.size += self.diff
+        self.check_gradients(values.size)
+        self.skipped.blobs += bool(self.diffs)
+        self.skipped.size += self.diffs.total()
         where = self.tags.here(self.site.field.start)
         return Blob(shape, values, legacy, self.tags.source if offset >= 0 else "", offset, where)
 
@@ -413,7 +418,7 @@ class _BlobReader:
 
     def keep(self, name: str, values: Any, size: int) -> None:
         if name in _DIFFS:
-            self.diff += size
+            self.diffs[name] += size
         elif name == "raw_data":
             self.parts[name] = [values]  # a singular field: the last one counts
         else:
@@ -443,6 +448,14 @@ class _BlobReader:
             what = f"raw_data of blob {self.index} has {data.size} bytes, no multiple of {dtype.itemsize}"
             raise self.tags.error(offset, what, DAMAGED)
         return data.view(dtype)
+
+    def check_gradients(self, count: int) -> None:
+        """There are as many gradients as values; double_diff wins over diff (Blob::FromProto)."""
+        name = next((name for name in ("double_diff", "diff") if self.diffs[name]), "")
+        found = self.diffs[name] // np.dtype(_NUMBERS[name]).itemsize if name else count
+        if found != count:
+            what = f"blob {self.index} has {count} values but {found} gradients ({name})"
+            raise self.tags.error(self.site.field.start, what, UNFILLED)
 
     def check(self, shape: tuple[int, ...], count: int, stated: bool) -> None:
         """The rules of Blob::Reshape, and that the values fill the shape."""

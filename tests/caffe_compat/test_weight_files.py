@@ -183,6 +183,7 @@ HOSTILE_H5 = {
     "not a number": (lambda f: f.create_dataset("data/ip/weight", data=VALUES), '"weight" is no parameter blob'),
     "leading zero": (lambda f: f.create_dataset("data/ip/00", data=VALUES), '"00" is no parameter blob'),
     "training data": (lambda f: f.create_dataset("data", data=VALUES), "training data"),
+    "no layers": (lambda f: f.create_group("data"), "has no layers"),
     "no data": (lambda f: f.create_group("model_weights"), "no group /data"),
     "blob instead of layer": (lambda f: f.create_dataset("data/0", data=VALUES), "is no group"),
 }

@@ -231,7 +231,18 @@ def test_fork_fields(tmp_path: Path, extra: bytes, path: str, text: str) -> None
 
 def test_gradients_are_noted(tmp_path: Path) -> None:
     (warning,) = read(tmp_path, small_model()).map.warnings
-    assert warning == "gradients of 2 blob(s), 32 bytes, are in the file and were not read"
+    assert warning == "gradients of 2 blob(s), 248 bytes, are in the file and were not read"
+
+
+@pytest.mark.parametrize("field", [6, 9])
+def test_other_number_of_gradients_than_values(tmp_path: Path, field: int) -> None:
+    gradients = numbers(5).astype(np.float32 if field == 6 else np.float64)
+    error = refused(tmp_path, layer(shape(6) + packed(VALUES) + packed(gradients, field)))
+    assert "6 values but 5 gradients" in str(error)
+
+
+def test_layers_of_two_generations(tmp_path: Path) -> None:
+    assert "both layer and layers" in str(refused(tmp_path, layer() + delimited(2, delimited(4, b"old"))))
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:

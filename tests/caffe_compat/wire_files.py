@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,6 @@ def small_model() -> bytes:
         for index, size in enumerate((dims, dims[:1])):
             blob = param.blobs.add(data=numbers(*size, seed=index).ravel().tolist())
             blob.shape.dim.extend(size)
-        param.blobs[0].diff.extend([0.0] * 4)
+        param.blobs[0].diff.extend([0.0] * prod(dims))
     net.layer[0].convolution_param.kernel_size.append(3)
     return net.SerializeToString() + layer(name="perm", kind="Permute", extra=delimited(202, b"\x08\x01"))
