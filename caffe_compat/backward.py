@@ -87,7 +87,15 @@ class Item:
 
     @property
     def learns(self) -> bool:
-        return self.node is not None and any(spec.lr_mult != 0 for spec in self.node.specs)
+        """By what the net states: the statistics of BatchNorm count, although their layer then sets lr_mult to 0."""
+        given = self.node.layer.param.param if self.node else ()
+        blobs = len(self.node.params) if self.node else 0
+        return len(given) < blobs or any(spec.lr_mult != 0 for spec in given)
+
+    def written(self) -> list[str]:
+        """The bottoms that its backward pass writes a gradient to."""
+        every = self.node is not None and self.node.layer.HEEDLESS
+        return [blob for blob, down in zip(self.bottoms, self.bottoms_need, strict=True) if down or every]
 
     def allows(self, bottom: int) -> bool:
         """AllowForceBackward."""
@@ -116,7 +124,7 @@ def _backward_bvlc(graph: Graph) -> Backward:
     params = [
         tuple(forced or node.layer.LEARNS_WHOLE or spec.lr_mult != 0 for spec in node.specs) for node in graph.nodes
     ]
-    written = {b for item in items for b, d in zip(item.bottoms, item.bottoms_need, strict=True) if item.need and d}
+    written = {b for item in items if item.need for b in item.written()}
     return Backward(
         tuple(item.need for item in own),
         tuple(tuple(item.need and down for down in item.bottoms_need) for item in own),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ class Trace:
 
     Attributes:
         blobs: blob name -> final value, as pycaffe's net.blobs holds it.
-        first: blob name -> value before any in-place layer; its gradient is what Caffe's diff finally holds.
+        first: blob name -> value before any in-place layer.
         loss: sum over tops of loss_weight * sum(top), a 0-d tensor (Net::Forward's loss). Under dec2013 the sum of what
             the loss layers compute in their backward pass, of those that have one (Net::Backward's return value).
     """
@@ -38,6 +38,9 @@ class Trace:
     blobs: dict[str, Tensor]
     first: dict[str, Tensor]
     loss: Tensor
+    differentiated: dict[str, Tensor] = field(default_factory=dict)
+    """Blob name -> the value whose gradient Caffe's diff finally holds: the first, unless an in-place layer passes
+    none on. Only from `trace`."""
 
 
 class Net(nn.Module):
@@ -212,7 +215,21 @@ class Net(nn.Module):
                 losses += _losses(step, bottoms, values)
         final: dict[str, Any] = {name: values[slot] for name, slot in self._final.items()}
         first: dict[str, Any] = {name: values[slot] for name, slot in self._first.items()}
-        return Trace(final, first, sum(losses, torch.zeros(())))
+        held: dict[str, Any] = {name: values[slot] for name, slot in self._differentiated.items()}
+        return Trace(final, first, sum(losses, torch.zeros(())), held)
+
+    @cached_property
+    def _differentiated(self) -> dict[str, int]:
+        """Blob -> slot of the value whose gradient Caffe's diff finally holds."""
+        found, backward = dict(self._first), self.graph.backward
+        for node, step, runs, downs in zip(
+            self.graph.nodes, self._every, backward.layers, backward.bottoms, strict=True
+        ):
+            for bottom, top, slot, down in zip(node.bottoms, node.tops, step.tops, downs, strict=False):
+                passes = down or (runs and node.layer.HEEDLESS)
+                if top.blob == bottom.blob in backward.gradients and not passes:
+                    found[top.blob] = slot
+        return found
 
     def scored(self, inputs: Inputs = None) -> Trace:
         """As `trace` with its loss, but faster, and with fewer values.

@@ -119,6 +119,8 @@ class Layer:
     """Its top is new memory that its own gradient does not need, so the next layer may overwrite it."""
     LEARNS_WHOLE: ClassVar[bool] = False
     """Its backward pass computes the gradients of all its blobs, also of those with lr_mult 0."""
+    HEEDLESS: ClassVar[bool] = False
+    """Its backward pass does not ask whether the gradient of its bottom is wanted."""
     BACKWARD: ClassVar[bool] = True
     """Caffe has a backward pass for it."""
     VARIES: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class BatchNorm(Layer):
     """
 
     TYPE = "BatchNorm"
+    HEEDLESS = True
     FROM_ONNX = True
     OUTPUT_FREE = True
     PARAM = "batch_norm_param"

@@ -22,6 +22,7 @@ class Flatten(Layer):
     """
 
     TYPE = "Flatten"
+    HEEDLESS = True
     FROM_ONNX = True
     V1 = ("FLATTEN",)
     V0 = ("flatten",)

@@ -25,6 +25,7 @@ class Im2col(Layer):
     """
 
     TYPE = "Im2col"
+    HEEDLESS = True
     V1 = ("IM2COL",)
     V0 = ("im2col",)
     PARAM = "convolution_param"

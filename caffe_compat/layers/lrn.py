@@ -28,6 +28,7 @@ class LRN(Layer):
     """
 
     TYPE = "LRN"
+    HEEDLESS = True
     FROM_ONNX = True
     V1 = ("LRN",)
     V0 = ("lrn",)

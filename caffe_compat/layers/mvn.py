@@ -25,6 +25,7 @@ class MVN(Layer):
     """
 
     TYPE = "MVN"
+    HEEDLESS = True
     FROM_ONNX = True
     V1 = ("MVN",)
     PARAM = "mvn_param"

@@ -20,6 +20,7 @@ class Softmax(Layer):
     """
 
     TYPE = "Softmax"
+    HEEDLESS = True
     FROM_ONNX = True
     V1 = ("SOFTMAX",)
     V0 = ("softmax",)

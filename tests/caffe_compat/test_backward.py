@@ -96,6 +96,18 @@ def test_a_loss_that_another_layer_reads_runs_only_with_that_layer() -> None:
     assert found.gradients == {"b", "loss"}
 
 
+def test_statistics_of_batch_norm_count_as_learning() -> None:
+    """Net::Init goes by the net's lr_mult, 1 when not stated; the layer sets it to 0 in a copy of its own."""
+    norm = layer("BatchNorm", "b", "a")
+    graph, found = backward(product("a", "data", FROZEN), norm, layer("Reduction", "r", "b", "loss_weight: 1"))
+    assert running(graph) == ["b", "r"]
+    assert found.bottoms[2] == (False,)
+    assert found.gradients == {"a", "b"}  # BatchNorm does not ask whether its bottom needs one
+    stated = layer("BatchNorm", "b", "a", "param { lr_mult: 0 } param { lr_mult: 0 } param { lr_mult: 0 }")
+    graph, found = backward(product("a", "data", FROZEN), stated, layer("Reduction", "r", "b", "loss_weight: 1"))
+    assert running(graph) == []
+
+
 def test_in_place_layers_share_their_blob() -> None:
     relu = 'layer { name: "r" type: "ReLU" bottom: "a" top: "a" }'
     graph, found = backward(product("a", "data"), relu, product("b", "a"), LOSS)

@@ -114,6 +114,18 @@ def test_force_backward_is_stronger_than_propagate_down(head: str, slope: float)
     torch.testing.assert_close(run(made)[2], slope * 2 * (2 * X) / 2)
 
 
+@pytest.mark.parametrize(("frozen", "factor"), [("", 18.0), ("param { lr_mult: 0 }", 6.0)])
+def test_the_diff_of_a_blob_stops_at_an_in_place_layer_that_passes_none_on(frozen: str, factor: float) -> None:
+    """Of sum(b^2) / 2 with b = 3 a and a = 2 x; when nothing below learns, what stays is the gradient of b."""
+    scale = 'layer { name: "s" type: "Scale" bottom: "a" top: "a" scale_param { num_axes: 0 filler { value: 3 } } } '
+    total = """layer { name: "r" type: "Reduction" bottom: "a" top: "r" loss_weight: 0.5
+                       reduction_param { operation: SUMSQ } }"""
+    made = net(DOUBLE % frozen, scale, total)
+    trace = made.trace({"x": X.clone().requires_grad_(), "y": torch.zeros(2, 2)})
+    (found,) = torch.autograd.grad(trace.loss, trace.differentiated["a"])
+    torch.testing.assert_close(found, factor * X)
+
+
 def test_recurrent_layers_compute_the_gradients_of_all_blobs() -> None:
     text = """
       input: "x" input_shape { dim: 3 dim: 1 dim: 2 } input: "c" input_shape { dim: 3 dim: 1 }

@@ -202,9 +202,9 @@ class Replay:
         return trace
 
     def blob_gradients(self, total: Any, trace: Trace, want: dict[str, Array], compare: Comparison) -> None:
-        blobs = [blob for blob in want if blob in trace.first]
+        blobs = [blob for blob in want if blob in trace.differentiated]
         compare.equal("diff", sorted(blobs), sorted(want))
-        for blob, grad in zip(blobs, gradients(total, [trace.first[blob] for blob in blobs]), strict=True):
+        for blob, grad in zip(blobs, gradients(total, [trace.differentiated[blob] for blob in blobs]), strict=True):
             self.compare(f"diff/{blob}", grad, want[blob], compare, exact=self.backward_exact)
 
     def parameter_gradients(self, prefix: str, total: Any, want: dict[Key, Array], compare: Comparison) -> None:
