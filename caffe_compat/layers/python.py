@@ -21,6 +21,8 @@ L = TypeVar("L", bound=type[Layer])
 
 _REGISTERED: dict[str, type[Layer]] = {}
 """`module.Class` -> layer."""
+_KNOWN: dict[str, type[Layer]] = {}
+"""The same for layers of published nets, which users' own come before."""
 
 
 @overload
@@ -54,12 +56,23 @@ def _register_name(name: str, cls: L) -> L:
     return cls
 
 
+def known_layer(*names: str) -> Callable[[L], L]:
+    """Class decorator for the layer that published nets call so (`module.Class`)."""
+
+    def keep(cls: L) -> L:
+        _KNOWN.update(dict.fromkeys(names, cls))
+        return cls
+
+    return keep
+
+
 @register
 class Python(Layer):
     """What `python_param.module` and `python_param.layer` name; `python_param.param_str` is passed to it.
 
     The object is one of the class registered with `register_layer`; else, when the net is built with a folder of
-    `python_layers`, an adapter for the pycaffe class in it. Source: python_layer.hpp, layer_factory.cpp.
+    `python_layers`, an adapter for the pycaffe class in it; else, for a name that published nets use, of our class
+    that does the same (python_known.py). Source: python_layer.hpp, layer_factory.cpp.
     """
 
     TYPE = "Python"
@@ -103,10 +116,11 @@ def _implementation(cls: type[Python], param: pb.LayerParameter, context: Contex
     """The class of the object that stands in the net."""
     if cls is not Python:
         return cls
-    own = _REGISTERED.get(_full_name(param))
+    name, folder = _full_name(param), context.state.get("python_layers")
+    own = _REGISTERED.get(name) or (None if folder else _KNOWN.get(name))
     if own is not None:
         return type(own.__name__, (own, Python), {"TYPE": "Python", "__doc__": own.__doc__})
-    if context.state.get("python_layers"):
+    if folder:
         from caffe_compat.layers.pycaffe import PycaffeLayer
 
         return PycaffeLayer

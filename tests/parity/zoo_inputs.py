@@ -41,6 +41,9 @@ OF_ONE_IMAGE = frozenset({"gt_boxes", "rois"})
 """Blobs that stand beside a single image or few; the labels then are of regions."""
 LABELS: tuple[Shape, ...] = ((EACH,), (EACH, 1, SIDE, SIDE), (1, 1, 8, 8), (EACH, 1, 1, 1), (EACH, 3, SIDE, SIDE))
 """Shapes tried for other blobs; items of eight numbers are the boxes of detection data."""
+PYTHON_LOSSES = frozenset({"NormlizedMSE", "regression_Layer"})
+PYTHON_FILTERS = frozenset({"cls_Layer", "cls_Layer_fc"})
+"""Python layers whose second bottom holds labels, (N, 1)."""
 COMPARED = {"SmoothL1Loss": 4}
 """Bottoms that a loss compares with its first, where these are more than two."""
 
@@ -165,7 +168,10 @@ def asked_by(layer: pb.LayerParameter, position: int, shapes: Mapping[str, Shape
         return (EACH, points[-1] + 1 if points else len(layer.top))
     if layer.type == "FaceAttriEvaluate" and position == 1:
         return (EACH, FACE)
-    compared = 0 < position < COMPARED.get(layer.type, 2) and layer.type.endswith("Loss")
+    if layer.python_param.layer in PYTHON_FILTERS and position == 1:
+        return (EACH, 1)
+    loss = layer.type.endswith("Loss") or layer.python_param.layer in PYTHON_LOSSES
+    compared = 0 < position < COMPARED.get(layer.type, 2) and loss
     return shapes.get(layer.bottom[0], ()) if compared else ()
 
 
