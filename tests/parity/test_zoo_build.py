@@ -120,19 +120,33 @@ class Candidate:
         return min(found, key=len)
 
     def run(self, trial: Trial) -> tuple[tuple[VggcError, ...], Mapping[str, Shape]]:
-        """Problems in the phases that the net is for, and the shapes that are known."""
+        """Problems in the phases that the net is for, and the shapes that are known.
+
+        Where it has no data in any phase, its stages are named: all, or that alone with which it has the fewest.
+        """
         net = with_inputs(self.upgraded, trial)
         graphs = [self.graph(net, phase) for phase in PHASES]
-        if all(map(lacks_data, graphs)):
-            stages = {stage for layer in net.net.layer for rule in layer.include for stage in rule.stage}
-            graphs = [self.graph(net, phase, sorted(stages)) for phase in PHASES]
-        meant = [graph for graph in graphs if not lacks_data(graph)] or graphs
-        problems = {str(error): error for graph in meant for error in graph.problems}
-        return tuple(problems.values()), dict(item for graph in meant for item in graph.shapes.items())
+        if not all(map(lacks_data, graphs)):
+            return findings(graphs)
+        stages = sorted({stage for layer in net.net.layer for rule in layer.include for stage in rule.stage})
+        named = [stages, *([stage] for stage in stages)]
+        return min((findings([self.graph(net, phase, own) for phase in PHASES]) for own in named), key=problem_count)
 
     def graph(self, net: Upgraded, phase: str, stages: Sequence[str] = ()) -> Graph:
         context = replace(self.context, phase=phase)
         return Graph.from_upgraded(net, context, stages=stages, source=self.document.map, collect=True)
+
+
+def findings(graphs: Sequence[Graph]) -> tuple[tuple[VggcError, ...], Mapping[str, Shape]]:
+    """Problems of the graphs that have data, or of all, and the shapes that are known."""
+    meant = [graph for graph in graphs if not lacks_data(graph)] or graphs
+    problems = {str(error): error for graph in meant for error in graph.problems}
+    return tuple(problems.values()), dict(item for graph in meant for item in graph.shapes.items())
+
+
+def problem_count(found: tuple[tuple[VggcError, ...], Mapping[str, Shape]]) -> int:
+    """How many problems there are."""
+    return len(found[0])
 
 
 def lacks_data(graph: Graph) -> bool:
