@@ -280,6 +280,8 @@ class _Builder:
 
     def locate(self, index: int) -> Callable[[str], Where]:
         path = self.origins[index] if index < len(self.origins) else ""
+        if not path:  # the Input layer for the input fields
+            return lambda name: self.source.at(name.replace("top", "input") if name.startswith("top[") else "input[0]")
         return lambda name: self.source.at(path, name)
 
     def fail(self, index: int, what: str, remedy: str = "", name: str = "") -> None:

@@ -46,16 +46,21 @@ class SourceLayer(Layer):
         return f"replace this layer by an Input layer with top {', '.join(self.param.top) or 'of that name'}"
 
 
+def check_means(layer: Layer) -> None:
+    """A mean is stated in one way (DataTransformer's constructor)."""
+    transform = layer.param.transform_param
+    both = transform.HasField("mean_file") and len(transform.mean_value) > 0
+    what = "transform_param has both mean_file and mean_value"
+    layer.check(not both, what, field="transform_param.mean_value", remedy="keep one of them")
+
+
 class ImageSource(SourceLayer):
     """Base of layers that read and transform images: top 0 (batch, C, H, W), top 1 labels (batch)."""
 
     TOPS = (2, 2)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
-        transform = self.param.transform_param
-        both = transform.HasField("mean_file") and len(transform.mean_value) > 0
-        what = "transform_param has both mean_file and mean_value"
-        self.check(not both, what, field="transform_param.mean_value", remedy="keep one of them")
+        check_means(self)
         what = "batch_size is 0"
         self.check(self.p.batch_size > 0, what, field=f"{self.PARAM}.batch_size", remedy="state a positive batch_size")
         self.image = self.image_shape()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffe_compat.layers.base import Shape, register
-from caffe_compat.layers.base_data import SourceLayer, to_tensor
+from caffe_compat.layers.base_data import SourceLayer, check_means, to_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class MemoryData(SourceLayer):
     TOPS = (2, 2)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
+        check_means(self)
         for name in ("batch_size", "channels", "height", "width"):
             field = f"memory_data_param.{name}"
             self.check(getattr(self.p, name) > 0, f"{name} is 0", field=field, remedy=f"state a positive {name}")

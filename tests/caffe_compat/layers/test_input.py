@@ -10,6 +10,7 @@ from caffe_compat.graph import Graph
 from caffe_compat.layers.base import Context, Shape
 from caffe_compat.layers.input import Input
 from caffe_compat.schema import pb
+from caffe_compat.textformat import parse
 from tests.caffe_compat.layers.refusals import refusal
 
 
@@ -62,3 +63,11 @@ def test_of_december_2013_has_four_axes() -> None:
 def test_computes_nothing() -> None:
     with pytest.raises(LayerError, match="nothing to compute"):
         make("input_param { shape { dim: 1 } }", 1).forward([], [])
+
+
+def test_errors_of_input_fields_have_their_place() -> None:
+    text = 'input: "x"\ninput: "x"\ninput_shape { dim: 1 }\ninput_shape { dim: 1 }'
+    document = parse(text, pb.NetParameter)
+    with pytest.raises(LayerError, match="produced by more than one layer") as caught:
+        Graph.from_net(document.message, source=document.map)
+    assert caught.value.where.line == 2

@@ -66,6 +66,12 @@ def test_arrays_refused(it: Lone, data: np.ndarray, labels: np.ndarray, message:
         it.layer.set_arrays(data, labels)  # type: ignore[attr-defined]
 
 
+def test_a_mean_is_stated_once() -> None:
+    """Though arrays are not transformed, Caffe makes the transformer."""
+    with pytest.raises(LayerError, match="both mean_file and mean_value"):
+        lone(TEXT + ' transform_param { mean_file: "m" mean_value: 1 }', tops=2)
+
+
 @pytest.mark.parametrize("name", ["batch_size", "channels", "height", "width"])
 def test_sizes_must_be_stated(name: str) -> None:
     with pytest.raises(LayerError, match=f"{name} is 0"):
