@@ -55,7 +55,7 @@ def _entry(kind: str, cls: type[Layer], scopes: list[str]) -> Support:
     generations = " ".join(name for name, there in known if there)
     forward, onnx = (getattr(cls, name) is not getattr(Layer, name) for name in ("forward", "to_onnx"))
     rule = (cls.__doc__ or "").strip().splitlines()[0]
-    read = "FROM_ONNX" in vars(cls)
+    read = bool(vars(cls).get("FROM_ONNX"))
     return Support(kind, generations, ", ".join(scopes), forward, cls.BACKWARD, onnx, read, rule)
 
 

@@ -30,7 +30,6 @@ class BatchNormScale(BatchNorm):
     TYPE = "BatchNormScale"
     DIALECTS = ("yuqj1991",)
     BLOBS: ClassVar[tuple[str, ...]] = ("mean", "variance", "scale_factor", "weight", "bias")
-    FROM_ONNX = False
     OUTPUT_FREE = False
     BACKWARD = False
 
