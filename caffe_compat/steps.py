@@ -169,12 +169,16 @@ def _join(first: Step, second: Step) -> Step | None:
 
 def _overwriting(step: Step, makers: dict[int, Step], readers: Counter[int]) -> Step:
     """The step with leave to overwrite its bottom: new memory that its maker does not need for its gradient."""
-    run = step.layer.overwrite
-    if run is None or len(step.bottoms) != 1 or readers[step.bottoms[0]] != 1:
+    run, symmetric = step.layer.overwrite, step.layer.symmetric and not step.detached
+    if run is None or (len(step.bottoms) != 1 and not symmetric):
         return step
-    maker = makers.get(step.bottoms[0])
-    free = maker is not None and maker.layer.OUTPUT_FREE and not maker.weighs
-    return replace(step, overwrite=run) if free else step
+    for slot in step.bottoms:
+        maker = makers.get(slot)
+        if readers[slot] == 1 and maker is not None and maker.layer.OUTPUT_FREE and not maker.weighs:
+            others = list(step.bottoms)
+            others.remove(slot)
+            return replace(step, overwrite=run, bottoms=(slot, *others))
+    return step
 
 
 def _with_dead(steps: Sequence[Step]) -> tuple[Step, ...]:

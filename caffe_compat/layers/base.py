@@ -198,6 +198,8 @@ class Layer:
 
     overwrite: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None
     """As `forward`, but leaves the top in the memory of bottom 0; None where there is nothing to gain."""
+    symmetric = False
+    """Its bottoms may change places, with the same bits."""
 
     def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
         """One function for this layer and the only reader of its top, or None.

@@ -143,4 +143,7 @@ def _means(mean: Tensor, variance: Tensor, factor: Tensor) -> Sequence[Tensor]:
         scale = factor.reciprocal().nan_to_num(torch.nan, 0, 0)
         return mean * scale, variance * scale
     weight = factor.item()  # on the CPU a look costs less than arithmetic
-    return (mean, variance) if weight == 1 else torch._foreach_mul([mean, variance], 1 / weight if weight else 0.0)
+    if weight == 1:
+        return mean, variance
+    scale = factor.reciprocal() if weight else torch.zeros_like(factor)
+    return mean * scale, variance * scale

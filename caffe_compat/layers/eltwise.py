@@ -34,6 +34,7 @@ class Eltwise(Layer):
     PARAM = "eltwise_param"
     BOTTOMS = (2, None)
     INPLACE = True
+    OUTPUT_FREE = True
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.operation = pb.EltwiseParameter.EltwiseOp.Name(self.p.operation)
@@ -48,6 +49,8 @@ class Eltwise(Layer):
         self.check(not inplace or self.operation == "PROD", what, field="top", remedy="rename the top")
         self.coeff = coeff or [1.0] * len(bottoms)
         self.combine = {"PROD": _product, "MAX": _maximum, "SUM": self._sum}[self.operation]
+        if self.operation == "SUM" and self.coeff == [1.0, 1.0]:
+            self.overwrite, self.symmetric = self._add, True
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         for index, bottom in enumerate(bottoms):
@@ -68,6 +71,11 @@ class Eltwise(Layer):
         for bottom, coeff in zip(bottoms[1:], self.coeff[1:], strict=True):
             total = torch.add(total, bottom, alpha=coeff)
         return total
+
+    def _add(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        self.reshape(bottoms)
+        total, other = bottoms
+        return [total.add_(other) if total.dtype == other.dtype else total + other]
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
         if self.operation == "PROD":
