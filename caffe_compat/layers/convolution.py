@@ -148,15 +148,15 @@ class BaseConvolution(Layer):
 
     def _torch_arguments(self) -> tuple[Any, ...]:
         """What torch's function takes after input, weight and bias."""
-        raise NotImplementedError
+        raise NotImplementedError(self.TYPE)
 
     def in_out(self, channels: int) -> tuple[int, int]:
         """(out, in) of the weight, before grouping."""
-        raise NotImplementedError
+        raise NotImplementedError(self.TYPE)
 
     def sizes(self, sizes: Sequence[int]) -> Shape:
         """Spatial sizes of the tops."""
-        raise NotImplementedError
+        raise NotImplementedError(self.TYPE)
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         out, into = self.in_out(bottoms[0][self.geometry.axis])
@@ -183,7 +183,7 @@ class BaseConvolution(Layer):
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute (N, C, sizes...) -> (N, O, sizes...)."""
-        raise NotImplementedError
+        raise NotImplementedError(self.TYPE)
 
     def _reshaped(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`run` with the axes before the channels as one, and with one position where there is no spatial axis."""

@@ -75,7 +75,7 @@ class Varying(caffe.Layer):
         top[1].data[...] = self.phase
 
     def backward(self, top, propagate_down, bottom):
-        raise NotImplementedError
+        raise NotImplementedError("a selection of rows has no gradient here")
 
 
 class Counter(caffe.Layer):
