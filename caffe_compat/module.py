@@ -152,6 +152,13 @@ class Net(nn.Module):
             if step.holders and step.layer.name in theirs:
                 _share(step, theirs[step.layer.name])
 
+    def channels_last(self) -> Net:
+        """Keep parameter blobs of four axes with channels innermost, for images that come so; values stay."""
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     # -- running it ----------------------------------------------------------------------------------------
 
     def forward(self, inputs: Inputs = None, blobs: Sequence[str] | Literal["all"] | None = None) -> dict[str, Tensor]:

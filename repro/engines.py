@@ -38,14 +38,14 @@ class Settings:
         engine: one of `ENGINES`.
         device: torch's name of it, "" for the first GPU or else the processor.
         amp: PyTorch in half precision where that is safe (bfloat16 on processors).
-        channels_last: PyTorch with channels innermost.
+        channels_last: PyTorch with channels innermost; None: on processors, where that is faster.
         compiled: PyTorch with torch.compile.
     """
 
     engine: str = AUTO
     device: str = ""
     amp: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     compiled: bool = False
 
     def place(self) -> torch.device:
@@ -94,10 +94,9 @@ class TorchEngine:
         self._amp, self._compiled = settings.amp, settings.compiled
         arrays = model.model.arrays if model.model else {}
         net = Net(model.graph, {key: blob.values for key, blob in arrays.items()}).to(self.device)
-        if settings.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._last = settings.channels_last
-        self._net, self._blob = net, model.blob
+        stated, usual = settings.channels_last, self.device.type == "cpu"
+        self._last = usual if stated is None else stated
+        self._net, self._blob = net.channels_last() if self._last else net, model.blob
         self._forms: dict[bool, Any] = {}
 
     @torch.inference_mode()

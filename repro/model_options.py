@@ -106,7 +106,11 @@ def running_options(command: F) -> F:
         ),
         click.option("--device", default="", help="Of PyTorch: cpu, cuda, cuda:1, ..."),
         click.option("--amp", is_flag=True, help="PyTorch in half precision where that is safe."),
-        click.option("--channels-last", is_flag=True, help="PyTorch with channels innermost."),
+        click.option(
+            "--channels-last/--no-channels-last",
+            default=None,
+            help="PyTorch with channels innermost, or not; by default on processors, where that is faster.",
+        ),
         click.option("--compile", "compiled", is_flag=True, help="PyTorch with torch.compile."),
         click.option("--batch-pixels", "pixels", type=click.IntRange(0), default=0, help="Most pixels of a batch."),
         click.option("--workers", type=click.IntRange(0), default=0, help="Threads that decode images."),

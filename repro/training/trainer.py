@@ -120,7 +120,7 @@ class Trainer:
         self.scoring.share_trained(self.net)
         self.notes = list(start_from(self.net, settings))
         if settings.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.channels_last()
             self.scoring.share_trained(self.net)
         self.update = Momentum(self.net, settings.momentum, settings.weight_decay)
         self.passes = Passes(info, self.net, self.update, settings, group, micro)

@@ -1,7 +1,8 @@
 """`python -m tests.bench.convert`: a 528 MiB caffemodel to each format, against copying and hashing the same file.
 
-Peers do what they can with the same file: protobuf parses it, OpenCV 4 loads it and runs it; with --slow-peers OpenVINO
-and MMdnn convert it, once. They are installed the first time; without a network they are left out.
+Peers do what they can with the same file: protobuf parses it, OpenCV 4 loads it and runs it; with --slow-peers
+OpenVINO, MMdnn and caffemodel2pytorch convert it, once. They are installed the first time; without a network they are
+left out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from tests.bench import vgg16
 from tests.bench.measure import Run, median, run
-from tests.bench.peers import PEERS, commands
+from tests.bench.peers import FROM_CAFFE, SLOW, Peer, commands
 
 FORMATS = ("safetensors", "h5", "onnx", "pt")
 LIMIT = 'cp "$0" "$1" && sync "$1" && sha256sum "$1"'
@@ -43,7 +45,9 @@ def main() -> None:
         vgg16.write(source)
         size = source.stat().st_size / 2**20
         print(f"source: {size:.0f} MiB, generation V1; {options.repeats} runs each, interleaved")
-        report(collect({**jobs(source), **peers(source, options.slow_peers)}, options.repeats))
+        protobuf = {"peer: protobuf parse + np.array": lambda: run([sys.executable, "-c", PROTOBUF, str(source)])}
+        others = peers(FROM_CAFFE, source, options.slow_peers)
+        report(collect({**jobs(source), **protobuf, **others}, options.repeats))
 
 
 def jobs(source: Path) -> Mapping[str, Job]:
@@ -62,14 +66,9 @@ def jobs(source: Path) -> Mapping[str, Job]:
     return made
 
 
-def peers(source: Path, slow: bool) -> Mapping[str, Job]:
-    """What others do with the file."""
-    made: dict[str, Job] = {
-        "peer: protobuf parse + np.array": lambda: run([sys.executable, "-c", PROTOBUF, str(source)])
-    }
-    for name, command in commands(source, slow).items():
-        made[name] = lambda command=command: run(command)  # type: ignore[misc]
-    return made
+def peers(known: Mapping[str, Peer], source: Path, slow: bool) -> Mapping[str, Job]:
+    """What others do with the file; what they write stays until the end."""
+    return {name: partial(run, command) for name, command in commands(known, source, slow).items()}
 
 
 def _writing(command: list[str], target: Path) -> Run:
@@ -84,17 +83,12 @@ def collect(work: Mapping[str, Job], repeats: int) -> Mapping[str, list[Run]]:
     runs: dict[str, list[Run]] = {name: [] for name in work}
     for index in range(repeats + 1):
         for name, job in work.items():
-            if _slow(name) and index != 1:
+            if name in SLOW and index != 1:
                 continue
             result = job()
             if index:
                 runs[name].append(result)
     return runs
-
-
-def _slow(name: str) -> bool:
-    peer = PEERS.get(name.removeprefix("peer: "))
-    return peer is not None and peer.slow
 
 
 def report(runs: Mapping[str, list[Run]]) -> None:

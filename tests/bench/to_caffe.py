@@ -1,7 +1,8 @@
 """`python -m tests.bench.to_caffe`: a 528 MiB model from each format to Caffe, against copying and hashing the source.
 
 Values of .safetensors, .h5, .onnx and .caffemodel are copied from file to file inside the kernel. A .pt is read by
-torch, which maps it; its values go through memory, so no bound is claimed for it.
+torch, which maps it; its values go through memory, so no bound is claimed for it. With --slow-peers PytorchToCaffe
+converts the same .pt, once; no other tool of today writes Caffe models.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench import vgg16
-from tests.bench.convert import LIMIT, Job, collect, report
+from tests.bench.convert import LIMIT, Job, collect, peers, report
 from tests.bench.measure import Run, run
+from tests.bench.peers import TO_CAFFE_PEERS
 
 SOURCES = ("safetensors", "h5", "onnx", "pt")
 WITHOUT_NET = ("h5", "pt")
@@ -26,13 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--slow-peers", action="store_true", help="also run a peer that takes minutes, once")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "vgg16.caffemodel"
         vgg16.write(source)
         size = source.stat().st_size / 2**20
         print(f"source: {size:.0f} MiB; {options.repeats} runs each, interleaved")
-        report(collect(jobs(source), options.repeats))
+        work = jobs(source)
+        others = peers(TO_CAFFE_PEERS, source.with_name("source.pt"), options.slow_peers)
+        report(collect({**work, **others}, options.repeats))
 
 
 def jobs(source: Path) -> Mapping[str, Job]:
