@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -16,10 +16,14 @@ from caffe_compat.dec2013 import PROFILE as DEC2013
 from caffe_compat.errors import GraphError
 from caffe_compat.fillers import fill
 from caffe_compat.graph import Graph, Node, ParamKey, Value
-from caffe_compat.layers.base import Layer, Shape
-from caffe_compat.steps import Run, Step, exact_plan, fast_plan, segments
+from caffe_compat.layers.base import Layer, Run, Shape
+from caffe_compat.steps import Action, Step, exact_plan, fast_plan, segments
 from caffe_compat.weights import Weights
 
+LINE = 64
+"""Bytes."""
+SMALL = 2**20
+"""Bytes of an array that is copied for speed alone."""
 Inputs = Mapping[str, Tensor] | Tensor | None
 Watch = Callable[[int, str, int, Tensor], Tensor]
 
@@ -89,8 +93,8 @@ class Net(nn.Module):
         sources = [node for node in graph.nodes if not node.bottoms and node.layer.TYPE != "Input"]
         made = {value: slots[value] for node in sources for value in node.tops}
         self._sources = {value.blob: slot for value, slot in made.items() if value.version == 0}
-        keep = frozenset({*(self._final[name] for name in graph.outputs), *made.values()})
-        self._scored = (self._exact if keep & self._fast.hidden else self._fast, keep)
+        self._scored = self._actions({*(self._final[name] for name in graph.outputs), *made.values()})
+        self._planned: dict[tuple[str, ...], tuple[Action, ...]] = {}
 
     # -- what the net is -----------------------------------------------------------------------------------
 
@@ -171,17 +175,23 @@ class Net(nn.Module):
         Returns:
             blob -> value after the pass (in-place layers included).
         """
-        names = self._wanted(blobs)
-        keep = frozenset(self._final[name] for name in names)
-        plan = self._exact if keep & self._fast.hidden else self._fast
+        names = tuple(self._wanted(blobs))
+        actions = self._planned.get(names)
+        if actions is None:
+            actions = self._planned[names] = self._actions({self._final[name] for name in names})
         values = self._start(inputs)
-        for step in plan.steps:
-            step.advance(values, keep)
-            self._place(step, values)
-            for slot in step.dead:
-                if slot not in keep:
-                    values[slot] = None
+        for step, run, dead in actions:
+            step.advance(values, run)
+            if not step.bottoms:
+                self._place(step, values)
+            for slot in dead:
+                values[slot] = None
         return {name: values[self._final[name]] for name in names}  # type: ignore[misc]
+
+    def _actions(self, keep: Set[int]) -> tuple[Action, ...]:
+        """The faster plan, unless it skips a slot that must survive."""
+        plan = self._exact if keep & self._fast.hidden else self._fast
+        return plan.actions(frozenset(keep))
 
     def checkpointed(self, inputs: Inputs, blobs: Sequence[str], parts: int) -> dict[str, Tensor]:
         """As `forward`, but of what a gradient needs only the values between `parts` parts of the net are kept.
@@ -217,7 +227,7 @@ class Net(nn.Module):
         losses: list[Tensor] = []
         for number, step in self._numbered:
             if step.bottoms or not step.tops or any(values[slot] is None for slot in step.tops):
-                bottoms = step.watched(values, partial(watch, number)) if watch else step.advance(values, None)
+                bottoms = step.watched(values, partial(watch, number)) if watch else step.advance(values, step.run)
                 self._place(step, values)
                 losses += _losses(step, bottoms, values)
         final: dict[str, Any] = {name: values[slot] for name, slot in self._final.items()}
@@ -246,15 +256,13 @@ class Net(nn.Module):
         """
         values = self._start(inputs)
         losses: list[Tensor] = []
-        plan, keep = self._scored
-        for step in plan.steps:
-            bottoms = step.advance(values, keep)
+        for step, run, dead in self._scored:
+            bottoms = step.advance(values, run)
             self._place(step, values)
             if step.weighs:
                 losses += _losses(step, bottoms, values)
-            for slot in step.dead:
-                if slot not in keep:
-                    values[slot] = None
+            for slot in dead:
+                values[slot] = None
         final: dict[str, Any] = {name: values[self._final[name]] for name in self.graph.outputs}
         first: dict[str, Any] = {name: values[slot] for name, slot in self._sources.items()}
         return Trace(final, first, sum(losses[1:], losses[0]) if losses else torch.zeros(()))
@@ -343,6 +351,7 @@ class Net(nn.Module):
             tuple(views),
             tuple(cut),
             tuple(a - b for a, b in zip(node.loss_weights, lost, strict=True)) if lost else node.loss_weights,
+            overwrite=layer.overwrite,
             idle=idle,
             lost_weights=lost,
             frozen=() if idle else _frozen(self.graph, node, self._learning),
@@ -472,6 +481,13 @@ def _parameters(
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    """A float32 tensor of its own memory, unless the array may be written and torch can use it as it is."""
+    """A float32 tensor of its own memory, unless the array may be written and torch can use it as it is.
+
+    torch's own memory begins at whole cache lines, and its kernels are faster there: small arrays are copied for that.
+    """
     usable = values.flags.aligned and values.flags.writeable and values.dtype == np.float32
-    return torch.from_numpy(values if usable else values.astype(np.float32))
+    if usable and (values.ctypes.data % LINE == 0 or values.nbytes > SMALL):
+        return torch.from_numpy(values)
+    made = torch.empty(values.shape, dtype=torch.float32)
+    made.numpy()[...] = values
+    return made

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from caffe_compat.errors import VggcError
-from caffe_compat.layers.base import Layer, Shape
+from caffe_compat.layers.base import Layer, Run, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Run = Callable[[list["Tensor"], list["Tensor"]], list["Tensor"]]
+
+Action = tuple["Step", Run, tuple[int, ...]]
+"""A step, how to run it, and the slots to let go after it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Step:
     Attributes:
         layer: the layer; of joined ones the last.
         run: from bottoms and parameter blobs to tops.
-        overwrite: the same, destroying bottom 0; None when it must stay.
+        overwrite: the same, destroying bottom 0; None when it must stay, or where that gains nothing.
         bottoms, tops: slots.
         holders: modules with the parameters, in order.
         views: for each parameter the shape to see it in, None for its own.
@@ -37,6 +39,7 @@ class Step:
         lost_weights: one a top, or none; what these add to the loss gives no gradient.
         frozen: positions of parameters whose gradient is that of other layers alone.
         dead: slots that no later step reads.
+        plain: the layer takes its parameters as they are.
         idle: the profile runs no backward pass for the layer, so a loss of its own does not count either.
     """
 
@@ -53,6 +56,10 @@ class Step:
     idle: bool = False
     lost_weights: tuple[float, ...] = ()
     frozen: tuple[int, ...] = ()
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", not (any(self.views) or self.frozen))
 
     @cached_property
     def weighs(self) -> bool:
@@ -64,26 +71,30 @@ class Step:
         if not self.holders:
             return []
         found: list[Any] = [p for holder in self.holders for p in holder._parameters.values()]
-        if not any(self.views) and not self.frozen:
+        if self.plain:
             return found
         found = [p if view is None else p.view(view) for p, view in zip(found, self.views, strict=True)]
         return [p.detach() if index in self.frozen else p for index, p in enumerate(found)]
 
-    def advance(self, values: list[Tensor | None], keep: frozenset[int] | None) -> list[Tensor]:
+    def advance(self, values: list[Tensor | None], run: Run) -> list[Tensor]:
         """Compute the tops and put them into their slots; returns the bottoms.
 
         Args:
             values: by slot.
-            keep: slots that must survive; None for all.
+            run: `run` or `overwrite`.
         """
         bottoms: list[Any] = [values[slot] for slot in self.bottoms]
         for position in self.detached:
             bottoms[position] = bottoms[position].detach()
-        spare = self.overwrite is not None and keep is not None and self.bottoms[0] not in keep
-        tops = self.call(self.overwrite if spare else self.run, bottoms)  # type: ignore[arg-type]
-        for slot, top in zip(self.tops, tops, strict=True):
+        for slot, top in zip(self.tops, self.call(run, bottoms), strict=True):
             values[slot] = top
         return bottoms
+
+    def action(self, keep: frozenset[int]) -> Action:
+        """What to do when these slots must survive."""
+        spare = self.overwrite is not None and self.bottoms[0] not in keep
+        run = self.overwrite if spare else self.run
+        return self, run, tuple(slot for slot in self.dead if slot not in keep)  # type: ignore[return-value]
 
     def watched(self, values: list[Tensor | None], watch: Callable[[str, int, Tensor], Tensor]) -> list[Tensor]:
         """As `advance`, keeping all; `watch` may put another tensor in the place of each that is read or written."""
@@ -127,10 +138,14 @@ class Plan:
     steps: tuple[Step, ...]
     hidden: frozenset[int] = frozenset()
 
+    def actions(self, keep: frozenset[int]) -> tuple[Action, ...]:
+        """What to do when these slots must survive."""
+        return tuple(step.action(keep) for step in self.steps)
+
 
 def exact_plan(steps: Sequence[Step]) -> Plan:
-    """Every layer by itself."""
-    return Plan(_with_dead(steps))
+    """Every layer by itself, with a top of its own."""
+    return Plan(_with_dead([replace(step, overwrite=None) for step in steps]))
 
 
 def fast_plan(steps: Sequence[Step]) -> Plan:
@@ -153,12 +168,13 @@ def fast_plan(steps: Sequence[Step]) -> Plan:
 
 def _join(first: Step, second: Step) -> Step | None:
     """One step for two, when the first layer knows how."""
-    run = None if first.weighs else first.layer.fused(second.layer)
-    if run is None:
+    runs = None if first.weighs else first.layer.fused(second.layer)
+    if runs is None:
         return None
     return replace(
         second,
-        run=run,
+        run=runs[0],
+        overwrite=runs[1],
         bottoms=first.bottoms,
         holders=first.holders + second.holders,
         views=first.views + second.views,
@@ -169,16 +185,16 @@ def _join(first: Step, second: Step) -> Step | None:
 
 def _overwriting(step: Step, makers: dict[int, Step], readers: Counter[int]) -> Step:
     """The step with leave to overwrite its bottom: new memory that its maker does not need for its gradient."""
-    run, symmetric = step.layer.overwrite, step.layer.symmetric and not step.detached
-    if run is None or (len(step.bottoms) != 1 and not symmetric):
-        return step
+    symmetric = step.layer.symmetric and not step.detached
+    if step.overwrite is None or (len(step.bottoms) != 1 and not symmetric):
+        return replace(step, overwrite=None)
     for slot in step.bottoms:
         maker = makers.get(slot)
         if readers[slot] == 1 and maker is not None and maker.layer.OUTPUT_FREE and not maker.weighs:
             others = list(step.bottoms)
             others.remove(slot)
-            return replace(step, overwrite=run, bottoms=(slot, *others))
-    return step
+            return replace(step, bottoms=(slot, *others))
+    return replace(step, overwrite=None)
 
 
 def _with_dead(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -210,7 +226,7 @@ class Segment:
         for slot, value in zip(self.bottoms, given, strict=True):
             values[slot] = value
         for step in self.steps:
-            step.advance(values, None)
+            step.advance(values, step.run)
         return tuple(values[slot] for slot in self.tops)  # type: ignore[misc]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from caffe_compat.compiling import compiled
 from caffe_compat.dense import dense_net
 from caffe_compat.errors import VggcError
 from caffe_compat.module import Net
@@ -39,7 +40,7 @@ class Settings:
         device: torch's name of it, "" for the first GPU or else the processor.
         amp: PyTorch in half precision where that is safe (bfloat16 on processors).
         channels_last: PyTorch with channels innermost; None: on processors, where that is faster.
-        compiled: PyTorch with torch.compile.
+        compiled: PyTorch with torch.compile, parameters as constants.
     """
 
     engine: str = AUTO
@@ -110,7 +111,7 @@ class TorchEngine:
     def _form(self, whole: bool) -> Any:
         if whole not in self._forms:
             net: nn.Module = dense_net(self._net) if whole else self._net
-            self._forms[whole] = torch.compile(net) if self._compiled else net
+            self._forms[whole] = compiled(net) if self._compiled else net
         return self._forms[whole]
 
 

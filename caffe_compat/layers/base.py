@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+Run = Callable[[list["Tensor"], list["Tensor"]], list["Tensor"]]
+"""From bottoms and parameter blobs to tops."""
 Shape = tuple[int, ...]
 
 
@@ -196,15 +198,15 @@ class Layer:
         """The tops. Shapes may differ from those of `setup` where the rule allows."""
         raise NotImplementedError(self.TYPE)
 
-    overwrite: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None
-    """As `forward`, but leaves the top in the memory of bottom 0; None where there is nothing to gain."""
+    overwrite: Run | None = None
+    """As `forward`, but may leave the top in the memory of bottom 0; None where there is nothing to gain."""
     symmetric = False
     """Its bottoms may change places, with the same bits."""
 
-    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
-        """One function for this layer and the only reader of its top, or None.
+    def fused(self, follower: Layer) -> tuple[Run, Run | None] | None:
+        """One `forward` and one `overwrite` for this layer and the only reader of its top, or None.
 
-        It takes this layer's bottoms and the parameter blobs of both, and gives the follower's tops.
+        They take this layer's bottoms and the parameter blobs of both, and give the follower's tops.
         """
         return None
 

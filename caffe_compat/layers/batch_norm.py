@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
+from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Run, Shape, register
 from caffe_compat.onnx_forms import reduce
 from caffe_compat.python_forms import call, number
 from caffe_compat.schema import pb
@@ -43,8 +44,11 @@ class BatchNorm(Layer):
         what = f"a bottom with {rank} axes; the channels are axis 1"
         self.check(rank >= 2, what, field="bottom[0]", remedy="reshape it to (N, channels)")
         self.channels = bottoms[0][1]
+        self._scale: tuple[float, Any] = (1.0, None)
         self.fraction, self.eps = self.p.moving_average_fraction, self.p.eps
         self.use_global_stats = self.p.use_global_stats if self.has("use_global_stats") else self.phase == "TEST"
+        if self.use_global_stats and type(self) is BatchNorm:
+            self.overwrite = self._normed_there
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [(self.channels,), (self.channels,), (1,)]
@@ -65,8 +69,9 @@ class BatchNorm(Layer):
         return [bottoms[0]]
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        statistics = [blob.detach() for blob in blobs]
-        return [self._global(bottoms[0], statistics) if self.use_global_stats else self._batch(bottoms[0], statistics)]
+        if self.use_global_stats:
+            return [self._global(bottoms[0], blobs)]
+        return [self._batch(bottoms[0], [blob.detach() for blob in blobs])]
 
     def _global(
         self,
@@ -75,23 +80,58 @@ class BatchNorm(Layer):
         weight: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        from torch.nn.functional import batch_norm
+        import torch
 
-        mean, variance = _means(*statistics)
-        return batch_norm(x, mean, variance, weight, bias, eps=self.eps)
+        mean, variance = self._means(*statistics)
+        cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, cudnn)
 
-    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
+    def _means(self, mean: Tensor, variance: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance from their weighted sums; a weight of 0 gives 0. They pass no gradient on."""
+        import torch
+
+        if mean.requires_grad or variance.requires_grad or factor.requires_grad:
+            mean, variance, factor = mean.detach(), variance.detach(), factor.detach()
+        if not factor.is_cpu or torch.compiler.is_compiling():
+            scale = factor.reciprocal().nan_to_num(torch.nan, 0, 0)
+            return mean * scale, variance * scale
+        weight = factor.item()  # on the CPU a look costs less than arithmetic
+        if weight == 1:
+            return mean, variance
+        known, scale = self._scale
+        if weight != known or scale.dtype != factor.dtype:
+            scale = factor.reciprocal() if weight else torch.zeros_like(factor)
+            self._scale = weight, scale
+        return mean * scale, variance * scale
+
+    def fused(self, follower: Layer) -> tuple[Run, Run] | None:
         """With a Scale of its channels, which torch's kernel does in the same pass."""
         shape = getattr(follower, "operand", None)
         if follower.TYPE != "Scale" or not self.use_global_stats or len(follower.bottom_shapes) != 1:
             return None
         if shape != (self.channels,) or len(self.bottom_shapes[0]) - follower.after != 2:  # type: ignore[attr-defined]
             return None
-        return self._with_scale
+        return self._normed, self._normed_there
 
-    def _with_scale(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+    def _normed(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        """With global statistics; a weight and a bias may follow them."""
         self.reshape(bottoms)
-        return [self._global(bottoms[0], [blob.detach() for blob in blobs[:3]], *blobs[3:])]
+        return [self._global(bottoms[0], blobs[:3], *blobs[3:])]
+
+    def _normed_there(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
+        """The same in the bottom's memory, where torch has that: on processors, without gradients."""
+        import torch
+
+        x = bottoms[0]
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if torch.is_grad_enabled() or traced or not x.is_cpu or blobs[0].dtype != x.dtype:
+            return self._normed(bottoms, blobs)
+        self.reshape(bottoms)
+        mean, variance = self._means(*blobs[:3])
+        weight, bias = (*blobs[3:], None, None)[:2]
+        unused = _nothing(x.dtype)
+        torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, out=(x, unused, unused))
+        return [x]
 
     def _batch(self, x: Tensor, statistics: list[Tensor]) -> Tensor:
         import torch
@@ -135,15 +175,10 @@ class BatchNorm(Layer):
         g.op("Div", centred + deviation, tops)
 
 
-def _means(mean: Tensor, variance: Tensor, factor: Tensor) -> Sequence[Tensor]:
-    """Mean and variance from their weighted sums; a weight of 0 gives 0."""
+@cache
+def _nothing(dtype: Any) -> Tensor:
+    """Stands for outputs that torch does not write."""
     import torch
 
-    if factor.device.type != "cpu" or torch.compiler.is_compiling():
-        scale = factor.reciprocal().nan_to_num(torch.nan, 0, 0)
-        return mean * scale, variance * scale
-    weight = factor.item()  # on the CPU a look costs less than arithmetic
-    if weight == 1:
-        return mean, variance
-    scale = factor.reciprocal() if weight else torch.zeros_like(factor)
-    return mean * scale, variance * scale
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype)

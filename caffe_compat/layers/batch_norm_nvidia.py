@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -82,8 +82,8 @@ class BatchNormNvidia(BatchNorm):
             blob.mul_(kept).add_(value, alpha=1 - kept)
         self.passes += 1
 
-    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
-        return None
+    def fused(self, follower: Layer) -> None:
+        return
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
         return Layer.to_python(self, w, bottoms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from caffe_compat.layers.base import Layer, OnnxWriter, PythonWriter, Shape, register
@@ -55,8 +55,8 @@ class BatchNormScale(BatchNorm):
         scale, bias = (blob.view(1, -1, *[1] * (x.dim() - 2)) for blob in blobs[STATISTICS:])
         return [x * scale + bias]
 
-    def fused(self, follower: Layer) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None:
-        return None
+    def fused(self, follower: Layer) -> None:
+        return
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
         return Layer.to_python(self, w, bottoms)

@@ -176,8 +176,7 @@ class BaseConvolution(Layer):
         return prod(shape[: self.geometry.axis]) * prod(shape[self.geometry.axis + 1 :])
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
-        weight = blobs[0]
-        bias = blobs[1] if len(blobs) > 1 else None
+        weight, bias = blobs if len(blobs) > 1 else (blobs[0], None)
         run = self.run if self._plain else self._reshaped
         return [run(x, weight, bias) for x in bottoms]
 

@@ -34,9 +34,11 @@ class ReLU(Layer):
         return [torch.nn.functional.leaky_relu(x, self.slope) if self.slope else x.relu()]
 
     def overwrite(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
-        from torch.nn.functional import leaky_relu_, relu_
+        if not self.slope:
+            return [bottoms[0].relu_()]
+        from torch.nn.functional import leaky_relu_
 
-        return [leaky_relu_(bottoms[0], self.slope) if self.slope else relu_(bottoms[0])]
+        return [leaky_relu_(bottoms[0], self.slope)]
 
     def to_python(self, w: PythonWriter, bottoms: list[str]) -> str:
         return f"F.leaky_relu({bottoms[0]}, {number(self.slope)})" if self.slope else f"F.relu({bottoms[0]})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import subprocess
@@ -11,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """One process.
+    """One process, and those that it has started.
 
     Attributes:
         seconds: wall time.
@@ -64,10 +68,21 @@ def _children() -> float:
 def _memory(pid: int) -> tuple[float, float]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0, 0.0
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return tuple(int(fields.get(key, "0 kB").split()[0]) / 1024 for key in ("RssAnon", "RssFile"))  # type: ignore[return-value]
+    own = [int(fields.get(key, "0 kB").split()[0]) / 1024 for key in ("RssAnon", "RssFile")]
+    each = [_memory(int(child)) for child in started]
+    return own[0] + sum(a for a, _ in each), own[1] + sum(m for _, m in each)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what this process frees, up to a GiB."""
+    libc = ctypes.CDLL(None)
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        if not libc.mallopt(threshold, 2**30):
+            raise RuntimeError("this C library does not let freed memory be kept")
 
 
 def median(runs: Sequence[Run]) -> float:
