@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from torch._inductor import config
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def compiled(net: nn.Module) -> Callable[..., Any]:
@@ -17,6 +16,9 @@ def compiled(net: nn.Module) -> Callable[..., Any]:
     What is changed in the parameters after the first call does not count. There are no gradients, and sums are rounded
     in another order. Inputs of a new shape are compiled anew, which takes seconds.
     """
+    import torch
+    from torch._inductor import config
+
     fast = torch.compile(net.eval())
 
     @wraps(net.forward)
