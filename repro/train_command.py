@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caffe_compat.commands import dialect_option, python_layers_option
 from caffe_compat.solvers.commands import interruptible
 from caffe_compat.solvers.commands import train as solver_command
 
@@ -153,6 +154,8 @@ OPTIONS = (
         "--checkpointing", is_flag=True, default=None, help="Compute activations again to save memory; same bits."
     ),
     number("--workers", "Threads that prepare images; by default one a processor."),
+    dialect_option,
+    python_layers_option,
     click.option("--strict-data", is_flag=True, default=None, help="Stop at an image that cannot be read."),
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default CUDA where there is one."),
     click.option("--nproc", type=click.IntRange(1), default=1, help="Processes on this machine, started by torchrun."),

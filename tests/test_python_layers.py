@@ -144,3 +144,20 @@ def test_solver_of_the_library() -> None:
     assert solver.iter == 3
     with pytest.raises(cc.VggcError, match="--python-layers DIR"):
         Solver("solver.prototxt")
+
+
+@pytest.mark.usefixtures("folder")
+def test_train_a_net_by_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    generator = np.random.default_rng(2)
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        for index in range(8):
+            cv2.imwrite(f"images/{name}/{index}.png", generator.integers(0, 256, (6, 6, 3)).astype(np.uint8))
+    words = ["train", "net.prototxt", "--data", "images", "--scale", "6", "--batch", "4", "--max-iter", "2", "--json"]
+    assert run([*words, "--out", "run"]) == 1
+    assert "--python-layers DIR" in said(capsys)
+    assert run([*words, "--out", "run", "--python-layers", "code"]) == 0
+    assert json.loads(capsys.readouterr().out)["iteration"] == 2
+    assert run([*words, "--out", "run", "--python-layers", "code", "--max-iter", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["iteration"] == 3

@@ -6,7 +6,7 @@ Any net will do: one to deploy, whose Softmax becomes the loss, or one to train,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import prototxt
 from caffe_compat.deploy import NOT_DATA
 from caffe_compat.errors import GraphError, VggcError
 from caffe_compat.graph import Graph, meets_rule, newest
+from caffe_compat.layers.base import Context
 from caffe_compat.reading import read_document
 from caffe_compat.schema import pb
 
@@ -41,6 +42,7 @@ class TrainingNet:
         crop: side of the images.
         classes: scores of an image.
         notes: what was replaced or changed, one sentence each.
+        dialect, python_layers: see `caffe_compat.load`.
     """
 
     message: pb.NetParameter
@@ -51,6 +53,8 @@ class TrainingNet:
     crop: int
     classes: int
     notes: tuple[str, ...]
+    dialect: str = ""
+    python_layers: str = ""
 
     def graph(self, phase: str, batch: int) -> Graph:
         """The net for so many images at a time; in phase TEST without losses and labels.
@@ -60,7 +64,9 @@ class TrainingNet:
         """
         shapes: dict[str, Sequence[int]] = {self.data: (batch, 3, self.crop, self.crop), self.label: (batch,)}
         net = self.message if phase == "TRAIN" else self._scoring()
-        made = Graph.from_net(net, phase=phase, input_shapes={k: shapes[k] for k in _tops(net, self.feed)})
+        context = Context(phase, dialect=self.dialect, state={"python_layers": self.python_layers or None})
+        upgraded = newest(net, context.profile, dialect=self.dialect)
+        made = Graph.from_upgraded(upgraded, context, input_shapes={k: shapes[k] for k in _tops(net, self.feed)})
         size = made.shapes[self.scores]
         if phase == "TRAIN" and size[:2] != (batch, self.classes):
             what = f"scores of shape {size} for {batch} images in {self.classes} classes"
@@ -95,7 +101,15 @@ def net_file(name: str | PathLike[str]) -> Path:
     raise VggcError("no such file", where=str(name), remedy=f"give a file, or one of {', '.join(ours)}")
 
 
-def training_net(source: str | PathLike[str], classes: int, *, crop: int = 0, init: str = "") -> TrainingNet:
+def training_net(
+    source: str | PathLike[str],
+    classes: int,
+    *,
+    crop: int = 0,
+    init: str = "",
+    dialect: str = "",
+    python_layers: str = "",
+) -> TrainingNet:
     """Read a net and make it ready for training.
 
     Args:
@@ -103,6 +117,7 @@ def training_net(source: str | PathLike[str], classes: int, *, crop: int = 0, in
         classes: of the data; the layer that gives the scores is fitted to it.
         crop: side of the images; 0 for what the net states.
         init: one of `INITS`; "" keeps the fillers that the net states, "caffe" where it states none.
+        dialect, python_layers: see `caffe_compat.load`.
 
     Raises:
         VggcError: it is no net, or cannot be trained so; use a solver for that.
@@ -112,8 +127,9 @@ def training_net(source: str | PathLike[str], classes: int, *, crop: int = 0, in
     if not isinstance(document.message, pb.NetParameter):
         raise VggcError("this is not a net", where=str(path), remedy="give a net, or the solver alone")
     net = pb.NetParameter()
-    net.CopyFrom(newest(document.message, "bvlc", document.map).net)
-    return _Making(net, str(path)).make(classes, crop, init)
+    net.CopyFrom(newest(document.message, "bvlc", document.map, dialect).net)
+    made = _Making(net, str(path)).make(classes, crop, init)
+    return replace(made, dialect=dialect, python_layers=python_layers)
 
 
 class _Making:

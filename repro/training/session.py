@@ -73,10 +73,12 @@ def prepare(settings: Settings, group: Group) -> Session:
     """
     group.share(settings.batch)
     train, val = open_sets(settings)
-    info = training_net(settings.net, len(train.classes), crop=settings.crop, init=settings.init)
+    how = {name: getattr(settings, name) for name in ("crop", "init", "dialect", "python_layers")}
+    info = training_net(settings.net, len(train.classes), **how)
     if settings.scale[0] < info.crop:
         what = f"images rescaled to a smallest side of {settings.scale[0]} for crops of {info.crop}"
         raise VggcError(what, where=settings.net, remedy=f"state --scale {info.crop} or more, or a smaller --crop")
+    info.graph("TRAIN", settings.micro_batch or group.share(settings.batch))
     return Session(settings, info, train, val, group)
 
 

@@ -43,6 +43,8 @@ class Settings:
         channels_last, compiled, checkpointing: how the passes are computed.
         workers: threads that prepare images, 0 chooses.
         strict_data: stop at an image that cannot be read.
+        dialect: the fork that the net is for, "" to judge by its layers.
+        python_layers: folder of pycaffe code whose layers may be run; "" runs none.
     """
 
     net: str
@@ -76,6 +78,8 @@ class Settings:
     checkpointing: bool = False
     workers: int = 0
     strict_data: bool = False
+    dialect: str = ""
+    python_layers: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))

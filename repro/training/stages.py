@@ -21,7 +21,7 @@ def stages(settings: Settings, out: Path) -> list[tuple[Settings, Path]]:
     Raises:
         VggcError: the net is none.
     """
-    crop = training_net(settings.net, 2, crop=settings.crop).crop
+    crop = training_net(settings.net, 2, crop=settings.crop, dialect=settings.dialect).crop
     made: list[tuple[Settings, Path]] = []
     for folder, sides in STAGES:
         stage = replace(settings, scale=tuple(round(side * crop / CROP) for side in sides))
