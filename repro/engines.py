@@ -27,6 +27,8 @@ ENGINES = (AUTO, TORCH, ONNX)
 NAMES = {TORCH: "PyTorch", ONNX: "ONNX Runtime"}
 AGREE = 1e-5
 """Largest difference of posteriors with which `auto` takes the faster engine."""
+AT_ONCE = 2**17
+"""Pixels that ONNX Runtime takes at once: whose activations stay in a processor's caches."""
 TRIALS = 2
 """Timed runs of each engine."""
 
@@ -134,7 +136,9 @@ class OnnxEngine:
         session = self.session(whole)
         values = np.ascontiguousarray(x.numpy())
         fixed = 0 if whole else self._model.batch
-        parts = [values] if not fixed else np.split(_padded(values, fixed), -(-len(values) // fixed))
+        size = fixed or max(1, AT_ONCE // (values.shape[2] * values.shape[3]))
+        padded = _padded(values, fixed) if fixed else values
+        parts = [padded[start : start + size] for start in range(0, len(padded), size)]
         found = [session(list(blobs), {self._model.blob: part}) for part in parts]
         joined = [
             np.concatenate(each)[: len(values)] if len(each) > 1 else each[0] for each in zip(*found, strict=True)

@@ -221,6 +221,18 @@ def test_channels_last_and_half_precision(model: Classifier) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=0.05)
 
 
+def test_onnx_runtime_takes_few_pixels_at_once(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(7, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (engine,) = engines(model, Settings(ONNX), ["prob"], [False, True])
+    for whole in (False, True):
+        want = engine.run(x, ["prob"], whole)[0]
+        for pixels in (1, 3 * 16 * 16 + 5):
+            monkeypatch.setattr(engines_module, "AT_ONCE", pixels)
+            got = engine.run(x, ["prob"], whole)[0]
+            assert len(got) == 7
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_an_unknown_device() -> None:
     with pytest.raises(VggcError, match='no device "quantum"'):
         Settings(device="quantum").place()
