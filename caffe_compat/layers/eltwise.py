@@ -101,6 +101,23 @@ class Eltwise(Layer):
         return bottom if coeff == 1 else g.op("Mul", [bottom, g.constant(np.array(coeff, np.float32))])[0]
 
 
+@register
+class EltwiseFlownet2(Eltwise):
+    """Eltwise that also takes one bottom, for its coeff (eltwise_layer.hpp of lmb-freiburg/flownet2)."""
+
+    TYPE = "Eltwise"
+    V1 = ()  # type: ignore[assignment]
+    DIALECTS = ("flownet2",)
+    BOTTOMS = (1, None)
+    OUTPUT_FREE = False
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        what = f"operation {self.operation} of one bottom"
+        fine = self.operation == "SUM" or len(bottoms) > 1
+        self.check(fine, what, field="eltwise_param.operation", remedy="use SUM, or list at least 2 bottoms")
+
+
 def _product(bottoms: list[Tensor]) -> Tensor:
     import torch
 

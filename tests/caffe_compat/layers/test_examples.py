@@ -235,6 +235,16 @@ EXAMPLES = [
         'type: "Correlation" correlation_param { kernel_size: 1 max_displacement: 1 pad: 1 }', PAIR, dialect="flownet2"
     ),
     Example('type: "FlowWarp"', (IMAGE, (2, 2, 4, 5)), dialect="flownet2"),
+    Example('type: "L1Loss"', PAIR, dialect="flownet2"),
+    Example('type: "Eltwise" eltwise_param { coeff: 0.5 }', dialect="flownet2"),
+    Example('type: "L1Loss" l1_loss_param { l2_per_location: true }', dialect="flownet2"),
+    Example('type: "NegReLU" relu_param { negative_slope: 0.1 }', dialect="flownet2"),
+    Example('type: "Downsample" downsample_param { top_height: 3 top_width: 2 }', dialect="flownet2"),
+    Example(
+        'type: "Correlation1D" correlation_param { kernel_size: 3 max_displacement: 2 pad: 2 single_direction: -1 }',
+        PAIR,
+        dialect="flownet2",
+    ),
     Example('type: "ReverseTime"', ((3, 2, 4), (2,)), dialect="caffe-ocr"),
 ]
 EXPORTED = [example for example in EXAMPLES if example.tops and example.shapes]
