@@ -353,6 +353,8 @@ class _Builder:
             layer.bottom_shapes = known
             if param.type == "Input":
                 self.override_inputs(param)
+            if layer.TRACES:
+                layer.ways = [self.way(name) for name in param.bottom]
             layer.setup(known)
             layer.top_shapes_built = [self.legal(shape) for shape in layer.top_shapes(known)]
         except VggcError as error:
@@ -368,6 +370,17 @@ class _Builder:
             alone = guess_net(pb.NetParameter(layer=[param]))
             context = context if alone.rivals or not alone.dialect else replace(context, dialect=alone.dialect)
         return find_layer(param.type, context, locate("type").in_layer(param.name))(param, context, locate)
+
+    def way(self, blob: str) -> list[tuple[str, Layer]]:
+        """A blob and those before it, by first bottoms, each with the layer that made it: not those in place."""
+        made = {value.blob: node for node in self.nodes for value in node.tops if not value.version}
+        found = []
+        node = made.get(blob)
+        while node is not None:
+            found.append((blob, node.layer))
+            blob = node.bottoms[0].blob if node.bottoms else ""
+            node = made.get(blob) if blob else None
+        return found
 
     def override_inputs(self, param: pb.LayerParameter) -> None:
         """Put the caller's input shapes into an Input layer."""

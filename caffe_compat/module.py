@@ -473,6 +473,7 @@ def _parameters(
             if key != ParamKey(position, index):
                 continue
             array = arrays.get(key)
+            array = node.layer.initial(index) if array is None else array
             values = (
                 fill(fillers[index], shape, generator, graph.context.profile) if array is None else array.reshape(shape)
             )

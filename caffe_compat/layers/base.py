@@ -127,6 +127,8 @@ class Layer:
     """Caffe has a backward pass for it."""
     VARIES: ClassVar[bool] = False
     """The sizes of its tops depend on what the bottoms hold, not on their sizes alone."""
+    TRACES: ClassVar[bool] = False
+    """Its rule asks where its bottoms come from: `ways` tells before `setup`."""
 
     def __init__(
         self, param: pb.LayerParameter, context: Context, locate: Callable[[str], Where] | None = None
@@ -140,6 +142,8 @@ class Layer:
         self.bottom_shapes: list[Shape] = []
         self.top_shapes_built: list[Shape] = []
         self.tops = len(param.top)
+        self.ways: list[list[tuple[str, Layer]]] = []
+        """With TRACES, for each bottom: it and the blobs before it by first bottoms, with the layers that made them."""
         self._met: tuple[list[Shape] | None, list[Shape]] = (None, [])
 
     @classmethod
@@ -161,6 +165,10 @@ class Layer:
     def fillers(self) -> list[pb.FillerParameter]:
         """How each parameter blob is initialised, as many as `blob_shapes` gives."""
         return []
+
+    def initial(self, index: int) -> np.ndarray | None:
+        """Initial values of a parameter blob where no filler gives them, float32; None: those of its filler."""
+        return None
 
     def param_specs(self, given: Sequence[pb.ParamSpec], blobs: int) -> list[pb.ParamSpec]:
         """Multipliers and name of each parameter blob: those the net gives, and Caffe's defaults for the others."""

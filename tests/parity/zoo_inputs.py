@@ -170,9 +170,12 @@ def asked_by(layer: pb.LayerParameter, position: int, shapes: Mapping[str, Shape
         return (EACH, FACE)
     if layer.python_param.layer in PYTHON_FILTERS and position == 1:
         return (EACH, 1)
+    scores = shapes.get(layer.bottom[0], ()) if layer.bottom else ()
+    if layer.type == "SoftmaxWithLoss" and position == 1 and len(scores) == 4:
+        return (scores[0], 1, *scores[2:])
     loss = layer.type.endswith("Loss") or layer.python_param.layer in PYTHON_LOSSES
     compared = 0 < position < COMPARED.get(layer.type, 2) and loss
-    return shapes.get(layer.bottom[0], ()) if compared else ()
+    return scores if compared else ()
 
 
 def is_source(layer: pb.LayerParameter) -> bool:

@@ -246,12 +246,18 @@ EXAMPLES = [
         dialect="flownet2",
     ),
     Example('type: "ReverseTime"', ((3, 2, 4), (2,)), dialect="caffe-ocr"),
+    Example(
+        'type: "MultiStageMeanfield" multi_stage_meanfield_param {'
+        " num_iterations: 2 theta_alpha: 4 theta_beta: 3 theta_gamma: 2 }",
+        (IMAGE, IMAGE, IMAGE),
+    ),
 ]
 EXPORTED = [example for example in EXAMPLES if example.tops and example.shapes]
 
 FILES = "a file gives its tops or takes its bottoms"
 LABELS = "its bottoms hold labels, lengths, markers or boxes, which are not any numbers"
 TOPS = "it has no tops, or what it computes is up to its module"
+BEFORE = "what it does depends on the layers before it"
 GRADIENT = "its gradient is not the derivative of its forward pass"
 ELSEWHERE = {
     "test_accuracy": ("Accuracy Accuracy2013", LABELS),
@@ -265,6 +271,7 @@ ELSEWHERE = {
     ),
     "test_center_grid": ("BatchNormScale CenterGridOutput FaceAttriEvaluate", LABELS),
     "test_conv_lstm": ("ConvLSTM ConvLSTMUnit", LABELS),
+    "test_crop_aligned": ("CropAligned", BEFORE),
     "test_ctc_loss": ("CTCLoss CtcLoss", LABELS),
     "test_data": ("Data Data2013", FILES),
     "test_detection_evaluate": ("DetectionEvaluate", LABELS),
