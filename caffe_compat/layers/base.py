@@ -346,7 +346,8 @@ def implementation(kind: str, dialect: str) -> type[Layer] | None:
 def find_layer(kind: str, context: Context, where: Where | None = None) -> type[Layer]:
     """The class for a type string in a profile and dialect.
 
-    A dialect comes first, then the profile, then, unless the dialect is "bvlc", any fork that alone has the type.
+    A dialect comes first, then the profile, then, unless the dialect is "bvlc", any fork that alone has a type that
+    BVLC Caffe never had.
 
     Raises:
         UnknownLayerError: nothing has that type, or several forks disagree about it.
@@ -360,7 +361,8 @@ def find_layer(kind: str, context: Context, where: Where | None = None) -> type[
         load_all()
         if (kind, context.profile) in _REGISTRY:
             return _REGISTRY[kind, context.profile]
-        known = [] if context.dialect == BVLC else sorted(_REGISTRY.items(), key=lambda item: item[0])
+        own_type = context.dialect == BVLC or (kind, BVLC) in _REGISTRY  # then it is of another profile
+        known = [] if own_type else sorted(_REGISTRY.items(), key=lambda item: item[0])
         forks = {cls: scope for (k, scope), cls in reversed(known) if k == kind and cls.DIALECTS}
     if len(forks) == 1:
         return next(iter(forks))
