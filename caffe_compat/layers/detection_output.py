@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -83,6 +83,8 @@ class DetectionOutput(Layer):
     BOTTOMS = (3, 4)
     BACKWARD = False
     VARIES = True
+    ROW: ClassVar[int] = 7
+    """Values of a detection."""
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         stated = self.has("num_classes")
@@ -94,6 +96,9 @@ class DetectionOutput(Layer):
         field = "detection_output_param.background_label_id"
         self.check(fine, what, field=field, remedy="state the background, or share_location: false")
         self.located = 1 if self.p.share_location else self.classes
+        self._read_suppression()
+
+    def _read_suppression(self) -> None:
         self.code = Code(self.p.code_type, self.p.variance_encoded_in_target)
         self.least = self.p.confidence_threshold if self.has("confidence_threshold") else -FLT_MAX
         nms = self.p.nms_param
@@ -125,9 +130,9 @@ class DetectionOutput(Layer):
         boxes = self.code.decode(priors.boxes[:, None], priors.variances[:, None], codes).swapaxes(1, 2)
         scores = np.ascontiguousarray(to_array(bottoms[1]).reshape(num, len(priors.boxes), -1).swapaxes(1, 2))
         found = [self._detect(image, boxes[image], scores[image]) for image in range(num)]
-        rows = np.concatenate(found) if found else np.zeros((0, 7), np.float32)
+        rows = np.concatenate(found) if found else np.zeros((0, self.ROW), np.float32)
         if not len(rows):
-            rows = np.full((num, 7), -1, np.float32)
+            rows = np.full((num, self.ROW), -1, np.float32)
             rows[:, 0] = np.arange(num)
         return [torch.from_numpy(rows[None, None]).to(bottoms[0])]
 

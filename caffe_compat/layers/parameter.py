@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 class Parameter(Layer):
     """A learned blob of the given shape as top (parameter_layer.hpp).
 
-    It starts at 0, or as `blob_filler` says, which happynear/caffe-windows has.
+    It starts at 0, or as `blob_filler` says, which happynear/caffe-windows has, or `filler`, which
+    openvinotoolkit/training_toolbox_caffe has.
     """
 
     TYPE = "Parameter"
     FROM_ONNX = True
     PARAM = "parameter_param"
-    FORK_FIELDS = ("parameter_param.blob_filler",)
+    FORK_FIELDS = ("parameter_param.blob_filler", "parameter_param.filler")
     BOTTOMS = (0, 0)
     BLOBS = ("weight",)
 
@@ -32,15 +33,17 @@ class Parameter(Layer):
         what = f"a blob of shape {tuple(self.p.shape.dim)} holds no values"
         field = "parameter_param.shape"
         self.check(prod(self.p.shape.dim) > 0, what, field=field, remedy="let every size be at least 1")
-        forks = self.context.dialect in OF_FORKS.get(self.p.blob_filler.type, ())
-        why = problem(self.p.blob_filler, tuple(self.p.shape.dim), forks=forks) if self.has("blob_filler") else ""
-        self.check(not why, why, field="parameter_param.blob_filler", remedy=f"fillers: {', '.join(known('bvlc'))}")
+        self.start = "filler" if self.has("filler") else "blob_filler"
+        filler = getattr(self.p, self.start)
+        forks = self.context.dialect in OF_FORKS.get(filler.type, ())
+        why = problem(filler, tuple(self.p.shape.dim), forks=forks) if self.has(self.start) else ""
+        self.check(not why, why, field=f"parameter_param.{self.start}", remedy=f"fillers: {', '.join(known('bvlc'))}")
 
     def blob_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [tuple(self.p.shape.dim)]
 
     def fillers(self) -> list[pb.FillerParameter]:
-        return [self.p.blob_filler if self.has("blob_filler") else pb.FillerParameter(type="constant")]
+        return [getattr(self.p, self.start) if self.has(self.start) else pb.FillerParameter(type="constant")]
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         return [tuple(self.p.shape.dim)]
