@@ -49,7 +49,8 @@ class Dialect:
             they are not those of the schema.
         enums: enum -> value name -> number, where they differ from the schema's.
         defaults: "Message.field" -> its default, where forks disagree.
-        required: layer type -> the field that it must state there, where other forks have a default.
+        required: layer type -> the field that a layer must state to be taken for one of this fork: it must be stated
+            there, or other forks do not have it.
         minor: it gathers the layers of others or is seldom met, so that others are preferred.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_predictions(layer: Layer, bottoms: Sequence[Shape], classes: int, located: int) -> int:
+def check_predictions(layer: Layer, bottoms: Sequence[Shape], classes: int, located: int, values: int = 4) -> int:
     """The number of priors that location, confidence and prior bottoms agree on.
 
     Args:
         classes: of the confidences.
         located: classes with locations of their own, 1 when all share one.
+        values: of a location.
 
     Raises:
         LayerError: they do not agree.
@@ -32,7 +33,7 @@ def check_predictions(layer: Layer, bottoms: Sequence[Shape], classes: int, loca
     priors = legacy_sizes(layer, bottoms, 2)[2] // 4
     what = f"{num} items with locations, {conf_num} with confidences"
     layer.check(num == conf_num, what, field="bottom[1]", remedy="feed both for the same images")
-    for position, got, each in (0, loc, 4 * located), (1, conf, classes):
+    for position, got, each in (0, loc, values * located), (1, conf, classes):
         shape, wanted = bottoms[position], priors * each
         what = f"bottom {position} of shape {shape} has {got} values per item; {priors} priors need {wanted}"
         fits = got == wanted and all(size == 1 for size in shape[2:])
@@ -83,7 +84,7 @@ class DetectionOutput(Layer):
     BOTTOMS = (3, 4)
     BACKWARD = False
     VARIES = True
-    ROW: ClassVar[int] = 7
+    row: int = 7
     """Values of a detection."""
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
@@ -126,24 +127,28 @@ class DetectionOutput(Layer):
         num = len(bottoms[0])
         priors = read_priors(bottoms[2])
         check_sized(self, priors.boxes, self.code, "prior box", 2)
-        codes = to_array(bottoms[0]).reshape(num, len(priors.boxes), self.located, 4)
-        boxes = self.code.decode(priors.boxes[:, None], priors.variances[:, None], codes).swapaxes(1, 2)
+        codes = to_array(bottoms[0]).reshape(num, len(priors.boxes), self.located, -1)
+        boxes = self._outlines(Priors(priors.boxes[:, None], priors.variances[:, None]), codes).swapaxes(1, 2)
         scores = np.ascontiguousarray(to_array(bottoms[1]).reshape(num, len(priors.boxes), -1).swapaxes(1, 2))
         found = [self._detect(image, boxes[image], scores[image]) for image in range(num)]
-        rows = np.concatenate(found) if found else np.zeros((0, self.ROW), np.float32)
+        rows = np.concatenate(found) if found else np.zeros((0, self.row), np.float32)
         if not len(rows):
-            rows = np.full((num, self.ROW), -1, np.float32)
+            rows = np.full((num, self.row), -1, np.float32)
             rows[:, 0] = np.arange(num)
         return [torch.from_numpy(rows[None, None]).to(bottoms[0])]
 
+    def _outlines(self, priors: Priors, codes: Floats) -> Floats:
+        """Boxes, in four values or, of forks, more."""
+        return self.code.decode(priors.boxes, priors.variances, codes)
+
     def _detect(self, image: int, boxes: Floats, scores: Floats) -> Floats:
         """The rows of an image."""
-        rows = [np.zeros((0, 7), np.float32)]
+        rows = [np.zeros((0, self.row), np.float32)]
         for label in range(self.classes):
             if label != self.background:
                 own = boxes[label if self.located > 1 else 0]
                 order = best(scores[label], self.least, self.most)
-                order = order[suppress(own[order], self.p.nms_param.nms_threshold, self.p.nms_param.eta)]
+                order = order[suppress(own[order, :4], self.p.nms_param.nms_threshold, self.p.nms_param.eta)]
                 kept = scores[label, order, None]
                 rows.append(np.concatenate([np.full_like(kept, image), np.full_like(kept, label), kept, own[order]], 1))
         together = np.concatenate(rows)

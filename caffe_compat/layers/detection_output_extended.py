@@ -25,7 +25,7 @@ class DetectionOutputExtended(DetectionOutput):
     TYPE = "DetectionOutputExtended"
     DIALECTS = ("openvino",)
     BOTTOMS = (3, 3)
-    ROW = 10
+    row = 10
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         what, field = f"num_classes {self.p.num_classes}", "detection_output_param.num_classes"
@@ -55,7 +55,7 @@ class DetectionOutputExtended(DetectionOutput):
         what = f"the priors have shape {bottoms[2]}; boxes and variances are needed"
         self.check(prior[1] >= 2, what, field="bottom[2]", remedy="feed (1, 2, 4 priors)")
         self.width, self.anchors = loc[2], loc[3] // 4
-        return [(1, 1, 1, self.ROW)]
+        return [(1, 1, 1, self.row)]
 
     def _detect(self, image: int, boxes: Floats, scores: Floats) -> Floats:
         """The rows of an image."""

@@ -306,6 +306,7 @@ ELSEWHERE = {
     "test_smooth_l1_loss": ("SmoothL1LossOHEM SoftmaxWithLossOHEM", LABELS),
     "test_softmax_with_loss": ("SoftmaxLoss2013 SoftmaxWithLoss SoftmaxWithLossRfcn", LABELS),
     "test_steganalysis": ("BNConv QuantTruncAbs", GRADIENT),
+    "test_textboxes": ("DetectionOutputTextBoxes", LABELS),
     "test_upsample": ("UpsampleMask", LABELS),
     "test_window_data": ("WindowData", FILES),
     "test_yolo_outputs": ("YoloDetectionOutput Yolov3DetectionOutput", LABELS),
