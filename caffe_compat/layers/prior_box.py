@@ -36,6 +36,8 @@ class BasePriorBox(Layer):
 
     sizes: NDArray[np.float32]
     """(boxes of a cell, 2): width and height."""
+    rows: int = 1
+    """How many times each of them stands in a cell."""
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
         self.sizes = np.array(self.box_sizes(), np.float32)
@@ -78,7 +80,7 @@ class BasePriorBox(Layer):
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
         _, _, height, width = legacy_sizes(self, bottoms)
-        count = height * width * len(self.sizes) * 4
+        count = height * width * len(self.sizes) * self.rows * 4
         self.check(
             count > 0, f"bottom 0 of shape {bottoms[0]} is empty", field="bottom[0]", remedy="feed a larger blob"
         )
@@ -106,13 +108,16 @@ class BasePriorBox(Layer):
             self._made = sizes, np.stack([corners.ravel(), variances])[None]
         return self._made[1]
 
-    def _corners(self, height: int, width: int, image_height: int, image_width: int) -> NDArray[np.float64]:
-        """(height, width, boxes, 4)."""
+    def _corners(
+        self, height: int, width: int, image_height: int, image_width: int, down: float | None = None
+    ) -> NDArray[np.float64]:
+        """(height, width, boxes, 4); `down` is the offset of y if it is another than that of x."""
         size = np.array([image_width, image_height], np.float32)
         cells = np.array([width, height], np.float32)
         step = size / cells if self.step is None else np.array(self.step[::-1], np.float32)
-        offset = np.float32(self.p.offset)
-        x, y = ((np.arange(n, dtype=np.float32) + offset) * s for n, s in zip((width, height), step, strict=True))
+        offset = np.array([self.p.offset, self.p.offset if down is None else down], np.float32)
+        axes = zip((width, height), offset, step, strict=True)
+        x, y = ((np.arange(n, dtype=np.float32) + first) * s for n, first, s in axes)
         centres = np.stack(np.broadcast_arrays(x, y[:, None]), -1)[:, :, None].astype(np.float64)  # (H, W, 1, 2)
         half = self.sizes.astype(np.float64) / 2
         return np.concatenate([centres - half, centres + half], -1) / np.tile(size.astype(np.float64), 2)
@@ -125,11 +130,26 @@ class PriorBox(BasePriorBox):
     For each min_size m, rounded down, in this order: a square of side m; if there are max_sizes a square of side
     sqrt(m M), M rounded down too; for each aspect ratio r but 1 a box m sqrt(r) x m / sqrt(r). With `flip` 1 / r
     follows each r. A ratio within 1e-6 of one already there is left out. The rest is as in BasePriorBox.
+    denser_prior_boxes, of MhLiao/TextBoxes_plusplus: each box is followed by one like it at (y + 1) step.
     Source: prior_box_layer.cpp of weiliu89/caffe, branch ssd.
     """
 
     TYPE = "PriorBox"
     DIALECTS = ("ssd",)
+    FORK_FIELDS = ("prior_box_param.denser_prior_boxes",)
+
+    def setup(self, bottoms: Sequence[Shape]) -> None:
+        super().setup(bottoms)
+        self.rows = 2 if self.p.denser_prior_boxes else 1
+
+    def _corners(
+        self, height: int, width: int, image_height: int, image_width: int, down: float | None = None
+    ) -> NDArray[np.float64]:
+        sizes = height, width, image_height, image_width
+        corners = super()._corners(*sizes, down)
+        if self.rows == 1:
+            return corners
+        return np.stack([corners, super()._corners(*sizes, 1)], 3).reshape(height, width, -1, 4)
 
     def box_sizes(self) -> list[Pair]:
         least, most = list(self.p.min_size), list(self.p.max_size)

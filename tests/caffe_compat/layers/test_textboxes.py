@@ -1,4 +1,4 @@
-"""DetectionOutput of TextBoxes++ against loops over single boxes."""
+"""DetectionOutput and PriorBox of TextBoxes++ against loops over single boxes."""
 
 from __future__ import annotations
 
@@ -115,3 +115,22 @@ def test_a_net_that_states_polygons_is_of_this_fork() -> None:
 def test_what_is_refused(fields: str, what: str, field: str) -> None:
     shapes = (N, P * 12), (N, P * C), (1, 2, P * 4)
     assert refusal(text(fields), *shapes, dialect="textboxes") == (what, f"detection_output_param.{field}")
+
+
+# -- PriorBox ----------------------------------------------------------------------------------------------
+
+
+def test_boxes_between_the_rows() -> None:
+    fields = "min_size: 4 max_size: 9 aspect_ratio: 4 flip: false denser_prior_boxes: true variance: 0.3"
+    it = lone(f'type: "PriorBox" prior_box_param {{ {fields} }}', (1, 1, 3, 2), (1, 1, 12, 10))
+    want = []
+    for row, column in np.ndindex(3, 2):
+        for width, height in ((4, 4), (6, 6), (8, 2)):
+            for y in ((row + 0.5) * 4, (row + 1) * 4):
+                x = (column + 0.5) * 5
+                left, right = (x - width / 2) / 10, (x + width / 2) / 10
+                want.append([left, (y - height / 2) / 12, right, (y + height / 2) / 12])
+    (top,) = forward(it, [np.zeros((1, 1, 3, 2)), np.zeros((1, 1, 12, 10))])
+    assert it.top_shapes == [top.shape] == [(1, 2, 4 * len(want))]
+    np.testing.assert_allclose(top[0, 0].reshape(-1, 4), want, rtol=1e-12)
+    np.testing.assert_allclose(top[0, 1], 0.3, rtol=1e-6)
