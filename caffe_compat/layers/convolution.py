@@ -302,6 +302,8 @@ class Convolution(BaseConvolution):
         if not self._always_fits:
             x = self._fitted(x)
         if x.ndim == 4:
+            if not x.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last):
+                x = x.contiguous()  # one order for both: torch would bring the weight into that of x in each run
             return torch.conv2d(x, weight, bias, *self._arguments)
         return convolve(x, weight, bias, *self._arguments)
 
