@@ -178,8 +178,10 @@ def _has_facts(own: Dialect, facts: Iterable[Fact]) -> bool:
     return all(own.has(getattr(pb, kind).DESCRIPTOR, name) for kind, name in facts)
 
 
-def _states_required(own: Dialect, layer: pb.LayerParameter) -> bool:
-    """Whether the layer states what the fork asks for in a layer of its type."""
+def _states_required(own: Dialect, layer: pb.LayerParameter | None) -> bool:
+    """Whether the layer, if it can be read, states what the fork asks for in a layer of its type."""
+    if layer is None:
+        return False
     wanted = own.required.get(layer.type, "")
     param, _, name = wanted.partition(".")
     return not wanted or getattr(layer, param).HasField(name)
@@ -246,7 +248,7 @@ def _raw_layer(tags: Tags, layer: Field) -> _Raw:
 
 
 def _of_raw(tags: Tags, raw: _Raw, usual: Iterable[int]) -> _Evidence:
-    classes = {own.name: _class(raw.type, own.name) for own in dialects().values()}
+    classes, read = {own.name: _class(raw.type, own.name) for own in dialects().values()}, _reader(tags, raw)
     forks = {
         own.name: classes[own.name]
         for own in dialects().values()
@@ -255,11 +257,12 @@ def _of_raw(tags: Tags, raw: _Raw, usual: Iterable[int]) -> _Evidence:
         and _numbers_fit(own, raw, classes[own.name])
         and not (_contradicts(own, usual) and _contradicts(own, (part.number for part in raw.parts)))
         and _clean(tags, _LAYER, raw.parts, own, foreign=raw.type in own.types)
+        and (raw.type not in own.required or _states_required(own, read(own.name)))
     }
     exact = frozenset(name for name, cls in forks.items() if cls is not None and len(cls.BLOBS) == raw.blobs)
     where = Where(tags.source, offset=raw.start, layer=raw.name)
     numbers = tuple(f"#{part.number}" for part in raw.parts if part.number not in _LAYER.fields_by_number)
-    return _Evidence(raw.type, numbers, frozenset(forks), where, _reader(tags, raw), exact)
+    return _Evidence(raw.type, numbers, frozenset(forks), where, read, exact)
 
 
 def _reader(tags: Tags, raw: _Raw) -> Callable[[str], pb.LayerParameter | None]:

@@ -293,6 +293,10 @@ BINARY = [
              ' box_annotator_ohem_param { roi_per_img: 3 } }'),
     ("chuanqi305", 'layer { type: "ReLU6" bottom: "x" top: "x" relu6_param { engine: CAFFE } }'),
     ("nvidia", 'layer { type: "LSTM" bottom: ["x", "c"] top: "y" recurrent_param { num_output: 3 } }'),
+    ("ssd", 'layer { type: "DetectionOutput" bottom: ["l", "c", "p"] top: "y"'
+            ' detection_output_param { num_classes: 3 nms_param { top_k: 5 } } }'),
+    ("textboxes", 'layer { type: "DetectionOutput" bottom: ["l", "c", "p"] top: "y"'
+                  ' detection_output_param { num_classes: 3 share_location: true use_polygon: true } }'),
 ]  # fmt: skip
 
 
