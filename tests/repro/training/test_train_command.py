@@ -127,7 +127,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     while not list(path.glob(pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 LONG = ("--max-iter", "90", "--snapshot-every", "7", "--validate-every", "30", "--patience", "9")
@@ -136,7 +136,7 @@ LONG = ("--max-iter", "90", "--snapshot-every", "7", "--validate-every", "30", "
 def test_killed_at_any_moment_it_ends_as_if_not(home: Path, tmp_path: Path) -> None:
     assert run(words(home, tmp_path / "whole", *LONG)) == 0
     out = tmp_path / "cut"
-    for pattern in ("*_iter_7.json", ".*_iter_*.part", "*_iter_5?.caffemodel"):
+    for pattern in ("*_iter_7.json", ".*_iter_*.part", "*_iter_84.caffemodel"):
         process = start(home, out, *LONG)
         wait_for(out, pattern, process)
         process.send_signal(signal.SIGKILL)
