@@ -228,7 +228,8 @@ class Net(nn.Module):
         for number, step in self._numbered:
             if step.bottoms or not step.tops or any(values[slot] is None for slot in step.tops):
                 bottoms = step.watched(values, partial(watch, number)) if watch else step.advance(values, step.run)
-                self._place(step, values)
+                if not step.bottoms:
+                    self._place(step, values)
                 losses += _losses(step, bottoms, values)
         final: dict[str, Any] = {name: values[slot] for name, slot in self._final.items()}
         first: dict[str, Any] = {name: values[slot] for name, slot in self._first.items()}
@@ -258,7 +259,8 @@ class Net(nn.Module):
         losses: list[Tensor] = []
         for step, run, dead in self._scored:
             bottoms = step.advance(values, run)
-            self._place(step, values)
+            if not step.bottoms:
+                self._place(step, values)
             if step.weighs:
                 losses += _losses(step, bottoms, values)
             for slot in dead:
@@ -282,7 +284,7 @@ class Net(nn.Module):
 
     def _place(self, step: Step, values: list[Tensor | None]) -> None:
         """Bring what a layer without bottoms has made to where the parameters are."""
-        if not step.bottoms and (blob := next(self.parameters(), None)) is not None:
+        if (blob := next(self.parameters(), None)) is not None:
             for slot in step.tops:
                 values[slot] = values[slot].to(blob.device)  # type: ignore[union-attr]
 

@@ -140,9 +140,7 @@ class OnnxEngine:
         padded = _padded(values, fixed) if fixed else values
         parts = [padded[start : start + size] for start in range(0, len(padded), size)]
         found = [session(list(blobs), {self._model.blob: part}) for part in parts]
-        joined = [
-            np.concatenate(each)[: len(values)] if len(each) > 1 else each[0] for each in zip(*found, strict=True)
-        ]
+        joined = [np.concatenate(each) if len(each) > 1 else each[0] for each in zip(*found, strict=True)]
         return [torch.from_numpy(each[: len(values)]) for each in joined]
 
     def session(self, whole: bool) -> Any:

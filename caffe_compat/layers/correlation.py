@@ -39,10 +39,14 @@ class Correlation(Layer):
         self.check(odd, what, field="correlation_param.kernel_size", remedy="use an odd size")
         self.reach = self.p.max_displacement // self.p.stride_2
 
-    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+    def check_maps(self, bottoms: Sequence[Shape]) -> None:
+        """Both are maps of one shape."""
         what = f"maps of shape {bottoms[0]} and {bottoms[1]}"
         same = len(bottoms[0]) == 4 and bottoms[0] == bottoms[1]
         self.check(same, what, field="bottom[1]", remedy="feed two maps (N, C, H, W) of one shape")
+
+    def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
+        self.check_maps(bottoms)
         border = 2 * self.p.max_displacement + self.p.kernel_size - 1
         rooms = [size + 2 * self.p.pad - border for size in bottoms[0][2:]]
         what = f"neighbourhood and kernel do not fit into maps of shape {bottoms[0]}"

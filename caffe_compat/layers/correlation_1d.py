@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caffe_compat.layers.base import Layer, OnnxWriter, Shape, register
+from caffe_compat.layers.base import OnnxWriter, Shape, register
+from caffe_compat.layers.correlation import Correlation
 from caffe_compat.onnx_forms import reduce
 from caffe_compat.schema import pb
 
@@ -18,7 +19,7 @@ END = np.iinfo(np.int64).max
 
 
 @register
-class Correlation1D(Layer):
+class Correlation1D(Correlation):
     """How alike patches of two maps are, for each displacement of the second along x (correlation_layer1d.cu).
 
     Both maps (N, C, H, W) get `pad` columns of zeros left and right. A patch is kernel_size x kernel_size cells of all
@@ -32,21 +33,12 @@ class Correlation1D(Layer):
 
     TYPE = "Correlation1D"
     DIALECTS = ("flownet2",)
-    PARAM = "correlation_param"
-    BOTTOMS = (2, 2)
 
     def setup(self, bottoms: Sequence[Shape]) -> None:
-        for name in ("kernel_size", "max_displacement"):
-            self.check(self.has(name), f"{name} is not stated", field="correlation_param", remedy="state it")
-        for name in ("stride_1", "stride_2"):
-            field = f"correlation_param.{name}"
-            self.check(getattr(self.p, name) > 0, f"{name} is 0", field=field, remedy="use 1 or more")
-        what, field = f"kernel_size {self.p.kernel_size} is even", "correlation_param.kernel_size"
-        self.check(self.p.kernel_size % 2 == 1, what, field=field, remedy="use an odd size")
+        super().setup(bottoms)
         way, field = self.p.single_direction, "correlation_param.single_direction"
         self.check(abs(way) <= 1, f"single_direction {way}", field=field, remedy="use -1 (left), 0 (both) or 1 (right)")
-        reach = self.p.max_displacement // self.p.stride_2
-        steps = {-1: range(-reach - 1, 0), 0: range(-reach, reach + 1), 1: range(reach + 1)}[way]
+        steps = {-1: range(-self.reach - 1, 0), 0: range(-self.reach, self.reach + 1), 1: range(self.reach + 1)}[way]
         self.moves = [step * self.p.stride_2 for step in steps]
         self.beyond = max(0, -self.moves[0] - self.p.max_displacement)
         what = (
@@ -56,9 +48,7 @@ class Correlation1D(Layer):
         self.check(fine, what, field="correlation_param.pad", remedy=f"pad by at least {self.beyond}")
 
     def top_shapes(self, bottoms: Sequence[Shape]) -> list[Shape]:
-        what = f"maps of shape {bottoms[0]} and {bottoms[1]}"
-        same = len(bottoms[0]) == 4 and bottoms[0] == bottoms[1]
-        self.check(same, what, field="bottom[1]", remedy="feed two maps (N, C, H, W) of one shape")
+        self.check_maps(bottoms)
         rows, columns = bottoms[0][2:]
         width = columns + 2 * (self.p.pad - self.p.max_displacement) - self.p.kernel_size + 1
         height = rows - self.p.kernel_size + 1

@@ -121,7 +121,6 @@ class Trainer:
         self.notes = list(start_from(self.net, settings))
         if settings.channels_last:
             self.net.channels_last()
-            self.scoring.share_trained(self.net)
         self.update = Momentum(self.net, settings.momentum, settings.weight_decay)
         self.passes = Passes(info, self.net, self.update, settings, group, micro)
         self.iteration, self.plateau = 0, Plateau()
