@@ -70,21 +70,8 @@ class BatchNorm(Layer):
 
     def forward(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         if self.use_global_stats:
-            return [self._global(bottoms[0], blobs)]
+            return self._normed(bottoms, blobs)
         return [self._batch(bottoms[0], [blob.detach() for blob in blobs])]
-
-    def _global(
-        self,
-        x: Tensor,
-        statistics: Sequence[Tensor],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        import torch
-
-        mean, variance = self._means(*statistics)
-        cudnn = torch.backends.cudnn.enabled
-        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, cudnn)
 
     def _means(self, mean: Tensor, variance: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance from their weighted sums; a weight of 0 gives 0. They pass no gradient on."""
@@ -115,8 +102,13 @@ class BatchNorm(Layer):
 
     def _normed(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         """With global statistics; a weight and a bias may follow them."""
+        import torch
+
         self.reshape(bottoms)
-        return [self._global(bottoms[0], blobs[:3], *blobs[3:])]
+        mean, variance = self._means(*blobs[:3])
+        weight, bias = (*blobs[3:], None, None)[:2]
+        cudnn = torch.backends.cudnn.enabled
+        return [torch.batch_norm(bottoms[0], weight, bias, mean, variance, False, 0.0, self.eps, cudnn)]
 
     def _normed_there(self, bottoms: list[Tensor], blobs: list[Tensor]) -> list[Tensor]:
         """The same in the bottom's memory, where torch has that: on processors, without gradients."""
